@@ -1,0 +1,1 @@
+"""featcache: transfer learning on frozen features."""

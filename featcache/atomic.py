@@ -1,0 +1,193 @@
+"""Every file call that makes something durable, in one place, so that faults can be injected in it.
+
+HDF5 fsyncs nothing and a library that writes in place leaves half files behind; so bytes are built in
+memory and written here: a temporary name in the same folder, fsync, close checked, then renamed or linked
+to the final name, then the folder is fsynced. A reader sees the whole file or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import socket
+import zlib
+from pathlib import Path
+
+from featcache.errors import CacheError, SpaceError
+
+TEMPORARY = ".tmp-"
+
+
+class Calls:
+    """The system calls used, as methods, so that a test can replace `calls` with one that fails or kills."""
+
+    def open(self, path: str, flags: int, mode: int = 0o666) -> int:
+        """Open a file, see os.open."""
+        return os.open(path, flags, mode)
+
+    def write(self, descriptor: int, data: memoryview) -> int:
+        """Write some of the data and return how much, see os.write."""
+        return os.write(descriptor, data)
+
+    def fsync(self, descriptor: int) -> None:
+        """Wait until the file or folder is on disk, see os.fsync."""
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        """Close a file; network file systems report a full disk here, see os.close."""
+        os.close(descriptor)
+
+    def rename(self, source: str, target: str) -> None:
+        """Rename over whatever is there, see os.rename."""
+        os.replace(source, target)
+
+    def link(self, source: str, target: str) -> None:
+        """Give a file a second name, failing if that name exists, see os.link."""
+        os.link(source, target)
+
+    def unlink(self, path: str) -> None:
+        """Remove a name, see os.unlink."""
+        os.unlink(path)
+
+
+calls = Calls()
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file whole and durably, replacing what is there.
+
+    Raises:
+        SpaceError: the disk is full or the quota used up; nothing is left behind.
+        CacheError: any other failure of the file system.
+    """
+    with _reported(path):
+        temporary = _write_temporary(path, data)
+        try:
+            calls.rename(temporary, str(path))
+        except OSError:
+            _forget(temporary)
+            raise
+        sync_folder(path.parent)
+
+
+def publish_once(path: Path, data: bytes) -> bool:
+    """Write a file that must not exist yet; return whether ours is the one that is there now.
+
+    `link` fails where a name exists, so of many writers one wins. A network file system may do the link
+    and lose the reply: whatever the error says, two names on our temporary mean that we won.
+
+    Raises:
+        SpaceError: the disk is full or the quota used up; nothing is left behind.
+        CacheError: any other failure of the file system.
+    """
+    with _reported(path):
+        temporary = _write_temporary(path, data)
+        try:
+            won = _link(temporary, path)
+        finally:
+            _forget(temporary)
+        sync_folder(path.parent)
+        return won
+
+
+def _link(temporary: str, path: Path) -> bool:
+    try:
+        calls.link(temporary, str(path))
+    except OSError as error:
+        if os.stat(temporary).st_nlink == 2:
+            return True
+        if error.errno == errno.EEXIST:
+            return False
+        raise
+    return True
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = calls.open(str(folder), os.O_RDONLY)
+    try:
+        calls.fsync(descriptor)
+    finally:
+        calls.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its parents, durably.
+
+    Raises:
+        SpaceError, CacheError: as `write`.
+    """
+    if folder.is_dir():
+        return
+    with _reported(folder):
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def sweep(folder: Path) -> int:
+    """Remove temporaries that dead processes of this machine left in a folder; return how many."""
+    removed = 0
+    for path in folder.glob(f"{TEMPORARY}*"):
+        host, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
+        pid = rest.partition("-")[0]
+        if host == _host() and pid.isdigit() and not _alive(int(pid)):
+            _forget(str(path))
+            removed += 1
+    return removed
+
+
+def _write_temporary(path: Path, data: bytes) -> str:
+    name = f"{TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(6)}"
+    temporary = str(path.parent / name)
+    descriptor = calls.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+    try:
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[calls.write(descriptor, left) :]
+            calls.fsync(descriptor)
+        finally:
+            calls.close(descriptor)
+    except BaseException:
+        _forget(temporary)
+        raise
+    return temporary
+
+
+@contextlib.contextmanager
+def _reported(path: Path):  # type: ignore[no-untyped-def]  # a generator's type says nothing here
+    """Turn the operating system's errors into one sentence that names the file and the next step."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise SpaceError(
+                f"No space left while writing {path}: {error.strerror}. What was committed before is safe.",
+                "Make room and run the same command again: it goes on where it stopped.",
+            ) from error
+        raise CacheError(
+            f"Cannot write {path}: {error.strerror or error}. What was committed before is safe.",
+            "Check the disk and the folder's permissions, then run the same command again.",
+        ) from error
+
+
+def _forget(temporary: str) -> None:
+    with contextlib.suppress(OSError):
+        calls.unlink(temporary)
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""Extraction: images through a backbone into a cache, once."""

@@ -1,0 +1,145 @@
+"""The recipe: everything a feature depends on, as plain values, and its fingerprint.
+
+Not in it, because they must not change a feature: paths, modification times, batch size, workers,
+device, runtime. Library versions are recorded beside it, not hashed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from featcache.errors import FormatError
+
+FORMAT = 1
+
+
+def canonical_json(value: object) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces, ASCII, no NaN or infinity.
+
+    Raises:
+        ValueError: the value holds NaN or infinity.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def sha256_of(value: object) -> str:
+    """Return the sha256 of a value's canonical JSON, as 64 hexadecimal digits."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which weights: the resolved name and the sha256 of the content of all tensors."""
+
+    name: str  # "ResNet18_Weights.IMAGENET1K_V1", "random:0" or "file"; never DEFAULT, never a path
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How bytes become RGB pixels; each value names a rule, see `featcache.images.decode`."""
+
+    decoder: str = "pillow"
+    grey: str = "repeat"
+    depth16: str = "scale"
+    alpha: str = "over-white"
+    orientation: str = "exif"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How RGB pixels become the backbone's input; sizes in pixels, mean and std of pixels scaled to 0..1."""
+
+    mode: str  # "squash": to (crop, crop); "weights": shorter side to `resize`, centre crop; "auto": see below
+    resize: int
+    crop: int
+    interpolation: str = "bilinear"  # Pillow's, with antialiasing
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+    # "auto" squashes an image whose two sides are both smaller than the crop and treats others as "weights".
+
+
+@dataclass(frozen=True)
+class Node:
+    """Where in the backbone a feature is read, and how a map is pooled to a row."""
+
+    name: str
+    pool: str  # "flatten", "avg", "max", "gem" or "avg:S" (adaptive average to S x S, then flatten)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a feature depends on besides the image itself."""
+
+    backbone: str
+    weights: Weights
+    nodes: tuple[Node, ...]
+    preprocess: Preprocess
+    decoding: Decoding = Decoding()
+    precision: str = "fp32"
+    store_dtype: str = "float16"
+    format: int = FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as plain JSON values."""
+        plain: dict[str, Any] = json.loads(canonical_json(asdict(self)))
+        return plain
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the canonical JSON, 64 hexadecimal digits."""
+        return sha256_of(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
+        """Rebuild a recipe from `to_dict`.
+
+        Raises:
+            FormatError: the format is unknown, or a field is missing or unexpected.
+        """
+        check_format(plain.get("format"), "recipe")
+        try:
+            values = dict(plain)
+            values["weights"] = Weights(**values["weights"])
+            values["nodes"] = tuple(Node(**node) for node in values["nodes"])
+            step = dict(values["preprocess"])
+            step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
+            values["preprocess"] = Preprocess(**step)
+            values["decoding"] = Decoding(**values["decoding"])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError) as error:
+            raise FormatError(f"The recipe is not one of format {FORMAT}: {error}.") from error
+
+
+def check_format(got: object, where: str) -> None:
+    """Refuse a format number this version does not know.
+
+    Raises:
+        FormatError: naming the number found and the one known.
+    """
+    if got != FORMAT:
+        raise FormatError(
+            f"Unknown format {got!r} in {where}: this featcache reads format {FORMAT}.",
+            "A newer featcache may read it: pip install --upgrade featcache.",
+        )
+
+
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return one line per field that differs: "preprocess.resize: 256 → 224" (ours → theirs)."""
+    lines: list[str] = []
+    for key in sorted(set(ours) | set(theirs)):
+        a, b, name = ours.get(key), theirs.get(key), f"{prefix}{key}"
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            lines += differences(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {_short(a)} → {_short(b)}")
+    return lines
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else canonical_json(value)
+    return text if len(text) <= 48 else f"{text[:12]}…"

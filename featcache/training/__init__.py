@@ -1,0 +1,1 @@
+"""Training: heads on the tables of a cache, and the ledger of all runs."""

@@ -1,0 +1,50 @@
+"""From a text such as "cifar10", "folder:photos" or "csv:photos.csv" to its source. Light to import."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from featcache.errors import DatasetError, unknown
+from featcache.images.csv_file import CsvSource
+from featcache.images.digits import DigitsSource
+from featcache.images.folder import FolderSource
+from featcache.images.official import OfficialSource
+from featcache.images.torchvision_sets import SETS
+
+if TYPE_CHECKING:
+    from featcache.images.source import Source
+
+_OWN = (
+    ("digits", "1 797 handwritten digits, grey, 8 x 8; comes with scikit-learn, offline"),
+    ("folder:DIR", "your images: DIR/{train,val,test}/<class>/… or DIR/<class>/…"),
+    ("csv:FILE", "your images: a CSV file with the columns path,label[,split]"),
+)
+
+
+def known() -> tuple[tuple[str, str], ...]:
+    """Return (name, one-line description) of every data set, and of the two ways to name your own images."""
+    return (*((name, entry.about) for name, entry in SETS.items()), *_OWN)
+
+
+def open_source(spec: str, data_dir: Path, download: bool = True) -> Source:
+    """Return the source a text names; named data sets are kept in `data_dir` and downloaded there if allowed.
+
+    Nothing is downloaded or read before the source is opened.
+
+    Raises:
+        DatasetError: no such data set is known, or the folder or file does not exist.
+    """
+    kind, _, path = spec.partition(":")
+    if kind == "folder" and ":" in spec:
+        return FolderSource(path)
+    if kind == "csv" and ":" in spec:
+        return CsvSource(path)
+    if spec == "digits":
+        return DigitsSource()
+    if spec in SETS:
+        return OfficialSource(spec, SETS[spec], data_dir, download)
+    error = unknown("dataset", spec, [name for name, _ in known()], DatasetError)
+    if Path(spec).expanduser().is_dir():
+        error.hint = f"It is a folder: did you mean folder:{spec}? {error.hint}"
+    raise error

@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from featcache.errors import CacheError, SpaceError
@@ -113,6 +114,18 @@ def sync_folder(folder: Path) -> None:
         calls.close(descriptor)
 
 
+def remove(path: Path) -> None:
+    """Remove a file durably; one that is not there is fine.
+
+    Raises:
+        CacheError: the file system refuses.
+    """
+    with _reported(path):
+        with contextlib.suppress(FileNotFoundError):
+            calls.unlink(str(path))
+        sync_folder(path.parent)
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents, durably.
 
@@ -158,7 +171,7 @@ def _write_temporary(path: Path, data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def _reported(path: Path):  # type: ignore[no-untyped-def]  # a generator's type says nothing here
+def _reported(path: Path) -> Iterator[None]:
     """Turn the operating system's errors into one sentence that names the file and the next step."""
     try:
         yield

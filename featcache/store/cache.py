@@ -1,0 +1,323 @@
+"""One cache: one data set under one recipe. Todo = plan - commits; there is no other state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache import atomic
+from featcache.errors import CacheError, DamagedError, OptionError, unknown
+from featcache.recipe import FORMAT, Recipe
+from featcache.store import records, shard
+from featcache.store.plan import Plan, ShardPlan
+from featcache.store.records import Commit
+
+if TYPE_CHECKING:
+    from featcache.store.table import Table
+
+MAX_PLAN_BYTES = 256 * 1024 * 1024 * 1024
+
+
+class Cache:
+    """A cache folder: what is planned, what is committed, and the tables of its features.
+
+    Many processes may write into one cache at once; a committed row is never changed.
+
+    Raises:
+        CacheError: there is no cache in the folder.
+        DamagedError, FormatError: `recipe.json` is damaged or of an unknown format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.record = records.read_recipe(self.path)
+
+    @classmethod
+    def create(cls, path: Path, record: Mapping[str, Any], plan: Plan) -> Cache:
+        """Create a cache, or open it where another process was first.
+
+        `record` is the content of `recipe.json` but for the plan's hash.
+
+        Raises:
+            SpaceError, CacheError: it cannot be written.
+        """
+        for folder in (path, path / records.SHARDS, path / records.COMMITS):
+            atomic.make_folder(folder)
+        if not (path / records.RECIPE).exists():
+            data = plan.to_bytes()
+            atomic.write(path / records.PLAN, data)
+            whole = {
+                "format": FORMAT,
+                **record,
+                "plan": {"bytes": len(data), "xxh3_128": shard.hash_of(data)},
+            }
+            atomic.publish_once(path / records.RECIPE, records.to_bytes(whole))
+        cache = cls(path)
+        if cache.key != record["key"]:
+            raise CacheError(
+                f"{path} holds another cache (key {cache.key[:10]}, expected {record['key'][:10]})."
+            )
+        return cache
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def key(self) -> str:
+        """The key of data set and recipe, 64 hexadecimal digits."""
+        return str(self.record["key"])
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe its features were computed by."""
+        return Recipe.from_dict(self.record["recipe"])
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names; a label is an index into them."""
+        return tuple(self.record["dataset"]["classes"])
+
+    @property
+    def columns(self) -> dict[str, int]:
+        """D of each node."""
+        return dict(self.record["columns"])
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes in the order of the recipe."""
+        return tuple(node.name for node in self.recipe.nodes)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """The plan, checked against the hash in `recipe.json`.
+
+        Raises:
+            DamagedError: it is missing or differs.
+        """
+        path, expected = self.path / records.PLAN, self.record["plan"]
+        try:
+            data = records.read_regular(path, MAX_PLAN_BYTES)
+        except FileNotFoundError:
+            raise DamagedError(f"{path} is missing.", "Extract into a new folder.") from None
+        if len(data) != expected["bytes"] or shard.hash_of(data) != expected["xxh3_128"]:
+            raise DamagedError(f"{path} differs from what was written.", "Extract into a new folder.")
+        return Plan.from_bytes(data)
+
+    def shards(self) -> list[ShardPlan]:
+        """Return all planned shards in order."""
+        return list(self.plan.shards(int(self.record["rows_per_shard"])))
+
+    def commits(self) -> dict[str, Commit]:
+        """Return the commit records by shard name.
+
+        Raises:
+            DamagedError: one is damaged, foreign, or speaks of other rows than the plan.
+        """
+        planned = {part.name: part for part in self.shards()}
+        found = {commit.shard: commit for commit in records.read_commits(self.path, self.key)}
+        for name, commit in found.items():
+            part = planned.get(name)
+            if part is None or not _fits(commit, part):
+                raise DamagedError(f"The commit record of shard {name} in {self.path} does not fit the plan.")
+        return found
+
+    def todo(self) -> list[ShardPlan]:
+        """Return the shards that nobody has committed yet."""
+        done = self.commits()
+        return [part for part in self.shards() if part.name not in done]
+
+    def commit(
+        self,
+        part: ShardPlan,
+        features: Mapping[str, NDArray[np.floating]],
+        bad: Sequence[tuple[int, str]] = (),
+    ) -> bool:
+        """Write one shard and commit it; return False if another process had committed it before.
+
+        Args:
+            part: the planned shard.
+            features: node → (n, D) in the stored dtype; zero for rows in `bad`.
+            bad: (row, reason) of the images that could not be read.
+
+        Raises:
+            SpaceError, CacheError: it cannot be written; nothing half-written is visible.
+        """
+        status = np.zeros(len(part), dtype=np.uint8)
+        status[[row - part.first for row, _ in bad]] = shard.BAD
+        data = shard.build(features, self.plan.labels[part.first : part.stop], part.rows, status)
+        digest = shard.hash_of(data)
+        record = Commit(
+            key=self.key,
+            shard=part.name,
+            file=f"{part.name}-{digest[:16]}.h5",
+            size=len(data),
+            xxh3_128=digest,
+            first=part.first,
+            last=part.stop - 1,
+            rows=len(part),
+            bad=tuple(sorted(bad)),
+        )
+        atomic.write(self.path / records.SHARDS / record.file, data)
+        return atomic.publish_once(self.path / records.COMMITS / f"{part.name}.json", record.to_bytes())
+
+    def seal(self) -> dict[str, Any]:
+        """Write the seal once every shard is committed, and return it.
+
+        Raises:
+            CacheError: shards are still missing.
+        """
+        left = self.todo()
+        if left:
+            raise CacheError(
+                f"{self.name} is not finished: {len(left)} shards are missing.", "Extract again."
+            )
+        commits = list(self.commits().values())
+        seal = {
+            "format": FORMAT,
+            "key": self.key,
+            "rows": self.plan.counts(),
+            "shards": len(commits),
+            "bytes": sum(commit.size for commit in commits),
+            "bad": sum(len(commit.bad) for commit in commits),
+            "commits": records.digest_of(commits),
+        }
+        data = records.to_bytes(seal)
+        path = self.path / records.SEAL
+        if not path.exists() or path.read_bytes() != data:
+            atomic.write(path, data)
+        for folder in (self.path, self.path / records.SHARDS, self.path / records.COMMITS):
+            atomic.sweep(folder)
+        return seal
+
+    def sealed(self) -> dict[str, Any] | None:
+        """Return the seal if the cache is finished and whole by names and sizes, else None.
+
+        Raises:
+            DamagedError: a shard or record is missing or not the sealed one.
+        """
+        return records.check_sealed(self.path, self.key)
+
+    def bad_images(self) -> list[tuple[str, str]]:
+        """Return (id, reason) of every image that could not be read, in the order of the plan."""
+        bad = sorted(each for commit in self.commits().values() for each in commit.bad)
+        return [(self.plan.ids[row], reason) for row, reason in bad]
+
+    def blocks(self, commit: Commit) -> dict[str, shard.Block]:
+        """Check a shard byte for byte and array by array; return where its arrays lie.
+
+        Raises:
+            DamagedError: it is missing or differs from what was committed.
+        """
+        path = records.check_size(self.path, commit)
+        if shard.hash_of_file(path) != commit.xxh3_128:
+            raise DamagedError(
+                f"Shard {path} is damaged: its bytes differ from what was committed.",
+                f"Run: featcache verify {self.name} --repair.",
+            )
+        return shard.blocks(path, self.columns, self.recipe.store_dtype, commit.rows)
+
+    def verify(self) -> Iterator[tuple[ShardPlan, str]]:
+        """Check every shard; yield (shard, what is wrong) for each, with "" for a good one."""
+        done = self.commits()
+        for part in self.shards():
+            if part.name not in done:
+                yield part, "not extracted yet"
+                continue
+            try:
+                self.blocks(done[part.name])
+            except DamagedError as error:
+                yield part, error.message
+            else:
+                yield part, ""
+
+    def discard_damaged_records(self) -> None:
+        """Remove commit records that cannot be read or do not fit, and the seal; their shards are todo again."""
+        planned = {part.name: part for part in self.shards()}
+        for path in sorted((self.path / records.COMMITS).glob("*.json")):
+            try:
+                commit = records.read_commit(path)
+                part = planned.get(commit.shard)
+                good = commit.key == self.key and part is not None and _fits(commit, part)
+            except DamagedError:
+                good = False
+            if not good:
+                atomic.remove(path)
+                atomic.remove(self.path / records.SEAL)
+        try:
+            records.check_sealed(self.path, self.key)
+        except DamagedError:
+            atomic.remove(self.path / records.SEAL)
+
+    def discard(self, part: ShardPlan) -> None:
+        """Take back the commit of one damaged shard, so that it is computed again."""
+        for path in (self.path / records.SEAL, self.path / records.COMMITS / f"{part.name}.json"):
+            atomic.remove(path)
+
+    def node(self, node: str | None) -> str:
+        """Return the node asked for, the first one where none is named.
+
+        Raises:
+            OptionError: the cache has no such node.
+        """
+        if node is None:
+            return self.nodes[0]
+        if node not in self.columns:
+            raise unknown("node", node, self.columns, OptionError)
+        return node
+
+    def table(self, split: str, **options: Any) -> Table:
+        """Return the features, labels and ids of a split, see `featcache.store.table.read_table`."""
+        from featcache.store.table import read_table
+
+        return read_table(self, split, **options)
+
+    def torch_dataset(self, split: str, **options: Any) -> Any:
+        """Return a `torch.utils.data.Dataset` of (feature, label) for those who bring their own loop."""
+        from featcache.store.torch_view import TableDataset
+
+        return TableDataset(self.table(split, **options))
+
+    def __repr__(self) -> str:
+        return f"Cache({str(self.path)!r})"
+
+
+def _fits(commit: Commit, part: ShardPlan) -> bool:
+    return (commit.first, commit.last, commit.rows) == (part.first, part.stop - 1, len(part))
+
+
+def caches_in(features_dir: Path) -> list[Path]:
+    """Return the folders of all caches in a features folder, in order of name."""
+    if not features_dir.is_dir():
+        return []
+    return sorted(path for path in features_dir.iterdir() if (path / records.RECIPE).is_file())
+
+
+def find_cache(features_dir: Path, name: str) -> Cache:
+    """Return the cache with this name, folder, or unambiguous part of a name.
+
+    Raises:
+        CacheError: none or several match; the message lists those there are.
+    """
+    if (Path(name) / records.RECIPE).is_file():
+        return Cache(name)
+    there = caches_in(features_dir)
+    exact = [path for path in there if path.name == name]
+    matching = exact or [path for path in there if name in path.name]
+    if len(matching) == 1:
+        return Cache(matching[0])
+    listed = ", ".join(path.name for path in (matching or there)) or "none yet"
+    if matching:
+        raise CacheError(
+            f"{name!r} names {len(matching)} caches in {features_dir}: {listed}.", "Give more of the name."
+        )
+    raise CacheError(
+        f"No cache {name!r} in {features_dir}. There: {listed}.",
+        "Make one with: featcache extract --backbone vgg16.",
+    )

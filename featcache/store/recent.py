@@ -1,0 +1,29 @@
+"""Which cache was used last, so that nobody has to type its name. May be forgotten at any time."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from featcache import atomic
+from featcache.store import records
+
+FOLDER = ".featcache"
+
+
+def mark_used(features_dir: Path, cache: str) -> None:
+    """Remember which cache was used last."""
+    if last_used(features_dir) != cache:
+        path = features_dir / FOLDER / "last.json"
+        atomic.make_folder(path.parent)
+        atomic.write(path, json.dumps({"cache": cache}).encode())
+
+
+def last_used(features_dir: Path) -> str | None:
+    """Return the name of the cache used last, None if there is none or it is gone."""
+    try:
+        name = json.loads((features_dir / FOLDER / "last.json").read_text())["cache"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    there = isinstance(name, str) and (features_dir / Path(name).name / records.RECIPE).is_file()
+    return name if there else None

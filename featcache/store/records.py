@@ -1,0 +1,218 @@
+"""The JSON records of a cache: recipe, commits, seal. Light: a warm hit reads these and nothing else.
+
+Every record carries the sha256 of its own content, so a damaged byte is found, and is read with limits:
+a cache may come from anyone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import CacheError, DamagedError
+from featcache.recipe import canonical_json, check_format, sha256_of
+
+RECIPE = "recipe.json"
+PLAN = "plan.npz"
+SEAL = "seal.json"
+SHARDS = "shards"
+COMMITS = "commits"
+HEADS = "heads"
+
+MAX_RECORD_BYTES = 16 * 1024 * 1024
+SHARD_NAME = re.compile(r"(train|val|test)-\d{5,9}")
+FILE_NAME = re.compile(r"(train|val|test)-\d{5,9}-[0-9a-f]{16}\.h5")
+
+
+def cache_key(recipe_fingerprint: str, dataset_fingerprint: str) -> str:
+    """Return the key of one data set under one recipe, 64 hexadecimal digits."""
+    return sha256_of({"recipe": recipe_fingerprint, "dataset": dataset_fingerprint})
+
+
+def folder_name(dataset: str, backbone: str, key: str) -> str:
+    """Return the cache's folder name: data set, backbone and the first ten digits of the key."""
+    return f"{dataset}--{backbone}--{key[:10]}"
+
+
+def to_bytes(record: Mapping[str, Any]) -> bytes:
+    """Return a record as JSON text with its own sha256 in it; equal records give equal bytes."""
+    whole = {**record, "sha256": sha256_of(record)}
+    return (json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and check a record.
+
+    Raises:
+        DamagedError: the file is no regular file, too large, no JSON, or differs from its own sha256.
+        FormatError: the record is of an unknown format.
+        FileNotFoundError: there is no such file.
+    """
+    data = read_regular(path, MAX_RECORD_BYTES)
+    try:
+        record = json.loads(data, parse_constant=_refuse_constant)
+        if not isinstance(record, dict):
+            raise ValueError("it is no object")
+        claimed = record.pop("sha256", None)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"it is no JSON record ({error})") from error
+    check_format(record.get("format"), str(path))
+    if claimed != sha256_of(record):
+        raise _damaged(path, "its content differs from its own sha256")
+    return record
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes; a link, a pipe or a device is refused.
+
+    Raises:
+        DamagedError: it is no regular file or larger than the limit.
+    """
+    facts = path.lstat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise _damaged(path, "it is not a regular file")
+    if facts.st_size > limit:
+        raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
+    return path.read_bytes()
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(f"{path} is damaged: {why}.", "Run: featcache verify --repair.")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """What makes one shard visible: the file it is, and the rows that could not be computed."""
+
+    key: str
+    shard: str  # "train-00003"
+    file: str  # "train-00003-<first 16 digits of the hash>.h5"
+    size: int  # of the file, in bytes
+    xxh3_128: str
+    first: int  # first and last row of the plan in this shard
+    last: int
+    rows: int
+    bad: tuple[tuple[int, str], ...] = ()  # (row, reason), in order of row
+
+    def to_bytes(self) -> bytes:
+        """Return the record's bytes."""
+        plain = json.loads(canonical_json(self.__dict__))
+        return to_bytes({"format": 1, **plain})
+
+
+def read_commit(path: Path) -> Commit:
+    """Read one commit record and check that its names are what they must be.
+
+    Raises:
+        DamagedError: it is damaged, belongs to another shard, or names a file outside the cache.
+    """
+    record = read(path)
+    record.pop("format")
+    try:
+        record["bad"] = tuple((int(row), str(reason)) for row, reason in record["bad"])
+        commit = Commit(**record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, f"it is no commit record ({error})") from error
+    if commit.shard != path.stem or not SHARD_NAME.fullmatch(commit.shard):
+        raise _damaged(path, f"it speaks of shard {commit.shard!r}")
+    if commit.file != f"{commit.shard}-{commit.xxh3_128[:16]}.h5" or not FILE_NAME.fullmatch(commit.file):
+        raise _damaged(path, f"it names the file {commit.file!r}")
+    return commit
+
+
+def read_commits(folder: Path, key: str) -> Iterator[Commit]:
+    """Read all commit records of a cache in order of name.
+
+    Raises:
+        DamagedError: one is damaged or belongs to another cache.
+    """
+    for path in sorted((folder / COMMITS).glob("*.json")):
+        commit = read_commit(path)
+        if commit.key != key:
+            raise _damaged(path, f"it belongs to another cache (key {commit.key[:10]}, here {key[:10]})")
+        yield commit
+
+
+def digest_of(commits: list[Commit]) -> str:
+    """Return the sha256 over all commit records, as the seal holds it."""
+    return sha256_of([[commit.shard, commit.xxh3_128, commit.size] for commit in commits])
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Read a cache's `recipe.json` and check that its key is that of its recipe and data set.
+
+    Raises:
+        CacheError: there is no cache in the folder.
+        DamagedError: the record is damaged.
+        FormatError: it is of an unknown format.
+    """
+    path = folder / RECIPE
+    try:
+        record = read(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise CacheError(
+            f"No cache in {folder}: {RECIPE} is missing.", "featcache ls lists the caches."
+        ) from error
+    try:
+        expected = cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"])
+        if record["key"] != expected:
+            raise _damaged(path, "its key is not that of its recipe and data set")
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, f"a field is missing ({error})") from error
+    return record
+
+
+def read_seal(folder: Path) -> dict[str, Any] | None:
+    """Return the seal of a finished cache, None where there is none yet.
+
+    Raises:
+        DamagedError: the seal is damaged.
+    """
+    try:
+        return read(folder / SEAL)
+    except FileNotFoundError:
+        return None
+
+
+def check_sealed(folder: Path, key: str) -> dict[str, Any] | None:
+    """Return the seal if it agrees with the commit records and every shard has its size; None if unsealed.
+
+    No shard is opened: `featcache verify` reads the bytes, and so does every table before its first use.
+
+    Raises:
+        DamagedError: a commit record or a shard is missing, of another size or not the sealed one.
+    """
+    seal = read_seal(folder)
+    if seal is None:
+        return None
+    commits = list(read_commits(folder, key))
+    if seal.get("key") != key or seal.get("commits") != digest_of(commits):
+        raise _damaged(folder / SEAL, "it does not agree with the commit records")
+    for commit in commits:
+        check_size(folder, commit)
+    return seal
+
+
+def check_size(folder: Path, commit: Commit) -> Path:
+    """Return a shard's path if it is there, a regular file, with the committed size.
+
+    Raises:
+        DamagedError: it is missing or not of that size.
+    """
+    path = folder / SHARDS / commit.file
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        raise _damaged(path, "the shard is missing") from None
+    if not stat.S_ISREG(facts.st_mode) or facts.st_size != commit.size:
+        raise _damaged(path, f"it has {facts.st_size} bytes, {commit.size} were committed")
+    return path

@@ -1,0 +1,156 @@
+"""One shard: an HDF5 file of fixed-size arrays, built in memory, mapped without copying."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from featcache.errors import DamagedError
+from featcache.store.plan import PAGE
+
+OK, BAD = 0, 1  # the status codes of a row
+FEATURES = "features"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where an array lies in a file, so that it can be mapped."""
+
+    path: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[np.generic]
+
+    @property
+    def nbytes(self) -> int:
+        """The array's size in bytes."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def map(self) -> NDArray[np.generic]:
+        """Map the array, read-only."""
+        return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
+
+
+def build(
+    features: Mapping[str, NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    status: NDArray[np.uint8],
+) -> bytes:
+    """Return the bytes of a shard; equal arrays give equal bytes.
+
+    Args:
+        features: node → (n, D); with one node the data set is `features`, with several `features/<node>`.
+        labels: (n,) class numbers.
+        rows: (n,) rows of the plan.
+        status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
+    """
+    # The core driver with no backing store never touches the disk, where HDF5 can die by a signal when
+    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x.
+    with h5py.File(
+        "shard",
+        "w",
+        driver="core",
+        backing_store=False,
+        libver=("v110", "v110"),
+        alignment_threshold=1,
+        alignment_interval=PAGE,
+    ) as file:
+        for node, array in features.items():
+            name = FEATURES if len(features) == 1 else f"{FEATURES}/{node}"
+            file.create_dataset(name, data=np.ascontiguousarray(array))
+        file.create_dataset("label", data=labels.astype(np.int64))
+        file.create_dataset("row", data=rows.astype(np.int64))
+        file.create_dataset("status", data=status.astype(np.uint8))
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+def hash_of(data: bytes | memoryview) -> str:
+    """Return the xxh3-128 of a shard's bytes, 32 hexadecimal digits."""
+    return xxhash.xxh3_128_hexdigest(data)
+
+
+_verified: dict[tuple[str, int, int, int], str] = {}
+
+
+def hash_of_file(path: Path) -> str:
+    """Return the xxh3-128 of a file; remembered in this process by size, modification time and inode."""
+    facts = path.stat()
+    key = (str(path), facts.st_size, facts.st_mtime_ns, facts.st_ino)
+    if key not in _verified:
+        digest = xxhash.xxh3_128()
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(8 << 20):
+                digest.update(piece)
+        _verified[key] = digest.hexdigest()
+    return _verified[key]
+
+
+def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dict[str, Block]:
+    """Check that a shard is exactly as it must be and return where its arrays lie.
+
+    Args:
+        path: the shard.
+        columns: node → D.
+        dtype: the stored dtype of the features.
+        rows: the number of rows.
+
+    Raises:
+        DamagedError: an array is missing, unexpected, of another type or shape, or not plainly stored.
+    """
+    expected: dict[str, tuple[tuple[int, ...], str]] = {
+        "label": ((rows,), "int64"),
+        "row": ((rows,), "int64"),
+        "status": ((rows,), "uint8"),
+    }
+    for node, width in columns.items():
+        name = FEATURES if len(columns) == 1 else f"{FEATURES}/{node}"
+        expected[name] = ((rows, width), dtype)
+    size = path.stat().st_size
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            _check_names(file, expected, path)
+            found = {name: _block(file, name, path, size, *spec) for name, spec in expected.items()}
+    except (OSError, KeyError, RuntimeError, ValueError) as error:
+        raise _damaged(path, f"it is no shard ({error})") from error
+    return found
+
+
+def _check_names(file: h5py.File, expected: Mapping[str, object], path: Path) -> None:
+    top = {name.partition("/")[0] for name in expected}
+    nested = {name.partition("/")[2] for name in expected if "/" in name}
+    if set(file.keys()) != top:
+        raise _damaged(path, f"it holds {sorted(file.keys())}, expected {sorted(top)}")
+    for name in top:
+        if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+            raise _damaged(path, f"{name!r} is a link to elsewhere")
+    if nested and set(file[FEATURES].keys()) != nested:
+        raise _damaged(path, f"{FEATURES!r} holds other nodes than {sorted(nested)}")
+
+
+def _block(file: h5py.File, name: str, path: Path, size: int, shape: tuple[int, ...], dtype: str) -> Block:
+    group, _, leaf = name.rpartition("/")
+    parent = file[group] if group else file
+    if not isinstance(parent.get(leaf, getlink=True), h5py.HardLink):
+        raise _damaged(path, f"{name!r} is a link to elsewhere")
+    data = parent[leaf]
+    if not isinstance(data, h5py.Dataset) or data.shape != shape or data.dtype != np.dtype(dtype):
+        raise _damaged(path, f"{name!r} is not {dtype} {shape}")
+    layout = data.id.get_create_plist()
+    offset = data.id.get_offset()
+    plain = layout.get_layout() == h5py.h5d.CONTIGUOUS and layout.get_nfilters() == 0 and not data.external
+    block = Block(path, offset or 0, shape, np.dtype(dtype))
+    if not plain or offset is None or offset + block.nbytes > size:
+        raise _damaged(path, f"{name!r} is not stored plainly within the file")
+    return block
+
+
+def _damaged(path: Path, why: str) -> DamagedError:
+    return DamagedError(f"Shard {path} is damaged: {why}.", "Run: featcache verify --repair.")

@@ -1,0 +1,150 @@
+"""A table: the features, labels and ids of one split, ready for a head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import CacheError, OptionError
+from featcache.images.sample import SPLITS
+from featcache.images.splits import validation_split
+from featcache.store.cache import Cache
+from featcache.store.mapping import one_array
+from featcache.store.plan import Plan
+from featcache.store.records import Commit
+
+
+@dataclass(frozen=True)
+class Table:
+    """Features X (N, D) in the stored dtype, labels y (N,), and which rows of the plan they are.
+
+    `base` maps all rows of the stored split without copying them. `X` is that same array where the
+    table is the whole split or a run of it, else the chosen rows of it, copied at first use.
+    """
+
+    base: NDArray[Any]
+    index: NDArray[np.int64]  # (N,) positions in base, rising
+    rows: NDArray[np.int64]  # (N,) rows of the plan
+    y: NDArray[np.int64]  # (N,) class numbers
+    classes: tuple[str, ...]
+    split: str
+    node: str
+    plan: Plan = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @cached_property
+    def X(self) -> NDArray[Any]:  # the field's name for features
+        """The features (N, D)."""
+        if len(self.index) and self.index[-1] - self.index[0] + 1 == len(self.index):
+            return self.base[self.index[0] : self.index[-1] + 1]
+        return self.base[self.index]
+
+    @property
+    def columns(self) -> int:
+        """D."""
+        return int(self.base.shape[1])
+
+    @cached_property
+    def ids(self) -> list[str]:
+        """The ids of the samples."""
+        return [self.plan.ids[row] for row in self.rows.tolist()]
+
+
+def read_table(
+    cache: Cache,
+    split: str,
+    *,
+    node: str | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 42,
+    split_mode: str = "random",
+) -> Table:
+    """Return the table of a split.
+
+    A data set with a validation split of its own is taken as it is. Otherwise the last three options
+    choose the validation rows among the cached training rows, see `featcache.images.splits`; nothing is
+    extracted again. With `val_fraction=0` all training rows are the training table and there is no
+    validation table. Rows whose image could not be read are left out.
+
+    Args:
+        cache: a finished cache.
+        split: "train", "val" or "test".
+        node: one of the cache's nodes, the first by default.
+        val_fraction: the share of the training rows that validate.
+        split_seed: of the choice.
+        split_mode: "random" (as torch.utils.data.random_split), "stratified" or "last".
+
+    Raises:
+        CacheError: the cache is not finished, or the split is empty.
+        DamagedError: a shard differs from what was committed.
+        OptionError: an option cannot be used.
+    """
+    if split not in SPLITS:
+        raise OptionError(f"Unknown split {split!r}.", f"Known: {', '.join(SPLITS)}.")
+    if cache.sealed() is None:
+        raise CacheError(
+            f"{cache.name} is not finished.", "Run the same featcache extract again: it goes on."
+        )
+    stored, positions = _positions(cache.plan, split, val_fraction, split_seed, split_mode)
+    first = cache.plan.range_of(stored).start
+    done = cache.commits()
+    positions = positions[~_is_bad(cache.plan.range_of(stored), done.values())[positions]]
+    if not len(positions):
+        raise _empty(cache, split)
+    chosen = cache.node(node)
+    blocks = [cache.blocks(done[part.name]) for part in cache.shards() if part.name.startswith(f"{stored}-")]
+    name = "features" if len(cache.columns) == 1 else f"features/{chosen}"
+    rows = positions + first
+    return Table(
+        base=one_array([block[name] for block in blocks]),
+        index=positions,
+        rows=rows,
+        y=cache.plan.labels[rows],
+        classes=cache.classes,
+        split=split,
+        node=chosen,
+        plan=cache.plan,
+    )
+
+
+def has_split(cache: Cache, split: str, val_fraction: float = 0.2) -> bool:
+    """Return whether the cache has rows for a split, as a stored one or as a view."""
+    if split == "val" and not len(cache.plan.range_of("val")):
+        return val_fraction > 0 and len(cache.plan.range_of("train")) > 1
+    return len(cache.plan.range_of(split)) > 0
+
+
+def _positions(
+    plan: Plan, split: str, fraction: float, seed: int, mode: str
+) -> tuple[str, NDArray[np.int64]]:
+    """Return the stored split to read and the positions in it, rising."""
+    own_val = len(plan.range_of("val")) > 0
+    if split == "test" or own_val or (split == "train" and fraction == 0):
+        return split, np.arange(len(plan.range_of(split)), dtype=np.int64)
+    if fraction == 0:
+        return "val", np.empty(0, dtype=np.int64)
+    rows = plan.range_of("train")
+    train, val = validation_split(plan.labels[rows.start : rows.stop], fraction, seed, mode)
+    return "train", np.sort(train if split == "train" else val)
+
+
+def _is_bad(rows: range, commits: Iterable[Commit]) -> NDArray[np.bool_]:
+    bad = np.zeros(len(rows), dtype=np.bool_)
+    for commit in commits:
+        for row, _ in commit.bad:
+            if row in rows:
+                bad[row - rows.start] = True
+    return bad
+
+
+def _empty(cache: Cache, split: str) -> CacheError:
+    there = ", ".join(f"{name} {count}" for name, count in cache.plan.counts().items())
+    hint = "Give --val-fraction to take validation rows out of train." if split == "val" else ""
+    return CacheError(f"{cache.name} has no rows for the split {split!r}; it has {there}.", hint)

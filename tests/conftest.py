@@ -1,0 +1,43 @@
+"""Fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ARCHIVES = ("cifar10-jpeg.tar.xz", "imagenette160-subset.tar", "imagenet-photos-200.tar")
+UNPACKED = ("cifar10", "imagenette160-subset", "imagenet-photos-200")
+WEIGHTS = ("squeezenet1_0.safetensors", "squeezenet1_0.pth")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread_each() -> None:
+    """Two cores: more threads than that only get in each other's way."""
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+
+@pytest.fixture(scope="session")
+def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with cifar10/, imagenette160-subset/, imagenet-photos-200/ and the SqueezeNet weights.
+
+    FEATCACHE_REAL names either such a folder or one with their archives; ../shared/real is looked at too.
+    """
+    places = [os.environ.get("FEATCACHE_REAL"), Path(__file__).parents[2] / "shared" / "real"]
+    for place in (Path(p) for p in places if p):
+        if all((place / name).exists() for name in (*UNPACKED, *WEIGHTS)):
+            return place
+        if all((place / name).exists() for name in (*ARCHIVES, *WEIGHTS)):
+            return _unpack(place, tmp_path_factory.mktemp("real"))
+    pytest.skip("no real images and weights: FEATCACHE_REAL and ../shared/real have none")
+
+
+def _unpack(place: Path, target: Path) -> Path:
+    for name in ARCHIVES:
+        with tarfile.open(place / name) as archive:
+            archive.extractall(target, filter="data")
+    for name in WEIGHTS:
+        (target / name).symlink_to((place / name).resolve())
+    return target

@@ -1,0 +1,1 @@
+"""Backbones: frozen networks, their weights, preprocessing and nodes."""

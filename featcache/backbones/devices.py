@@ -1,0 +1,101 @@
+"""Where a backbone runs: the device asked for, and what the devices here can do."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from featcache.errors import OptionError
+
+_CUDA = re.compile(r"cuda(?::(\d{1,3}))?")
+
+
+def resolve_device(device: str = "auto") -> str:
+    """Return "cpu" or "cuda:N" for "auto", "cpu", "cuda" or "cuda:N"; "auto" takes the first GPU there is.
+
+    Raises:
+        OptionError: the device is unknown or not on this machine.
+    """
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "auto":
+        return "cuda:0" if count else "cpu"
+    if device == "cpu":
+        return device
+    match = _CUDA.fullmatch(device)
+    if match is None:
+        raise OptionError(f"Unknown device {device!r}.", "Known: auto, cpu, cuda, cuda:N.")
+    index = int(match[1] or 0)
+    if index >= count:
+        gpus = ", ".join(f"cuda:{i}" for i in range(count))
+        there = f"only {gpus}" if count else "no GPU that torch can use"
+        raise OptionError(
+            f"There is no {device} here: this machine has {there}.",
+            "Use --device auto or cpu; `featcache doctor` tells what torch sees.",
+        )
+    return f"cuda:{index}"
+
+
+def device_facts() -> dict[str, Any]:
+    """Return what `featcache doctor` tells: torch's version and threads, and every device.
+
+    Each device has `name` ("cpu", "cuda:0"), `model`, `capability` (a CPU's vector instructions, a GPU's
+    compute capability) and `bf16` (whether it has bfloat16 in hardware); a GPU has `memory_bytes` besides.
+    """
+    import torch
+
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    return {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "threads": torch.get_num_threads(),
+        "default": resolve_device("auto"),
+        "devices": [_cpu(), *(_gpu(index) for index in gpus)],
+    }
+
+
+def _cpu() -> dict[str, Any]:
+    import torch
+
+    # Newer than the oldest torch that featcache runs with.
+    has = dict(getattr(torch.cpu, "get_capabilities", dict)())
+    return {
+        "name": "cpu",
+        "model": has.get("cpu_name") or has.get("architecture", "unknown"),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "bf16": any(bool(has.get(flag)) for flag in ("avx512_bf16", "amx_bf16", "bf16")),
+    }
+
+
+def _gpu(index: int) -> dict[str, Any]:
+    import torch
+
+    facts = torch.cuda.get_device_properties(index)
+    return {
+        "name": f"cuda:{index}",
+        "model": facts.name,
+        "capability": f"{facts.major}.{facts.minor}",
+        "bf16": (facts.major, facts.minor) >= (8, 0),
+        "memory_bytes": facts.total_memory,
+    }
+
+
+@contextlib.contextmanager
+def exact_float32() -> Iterator[None]:
+    """Compute float32 in float32: without TensorFloat-32 or bfloat16 inside, whatever the process has set."""
+    import torch
+
+    cudnn: Any = torch.backends.cudnn
+    mkldnn: Any = torch.backends.mkldnn
+    backends = (torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

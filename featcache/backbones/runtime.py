@@ -1,0 +1,151 @@
+"""The backbone at work: evaluation mode, no gradients, inference mode; all of it in this one place."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+
+from featcache.backbones import graph
+from featcache.backbones.devices import device_facts, exact_float32, resolve_device
+from featcache.backbones.preprocess import Normalise
+from featcache.errors import BackboneError, WeightsError, unknown
+from featcache.recipe import Node, Preprocess
+
+__all__ = ["Extractor", "device_facts", "resolve_device"]
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Extractor:
+    """Computes the features of batches of fitted images.
+
+    The network is copied and cut: nothing beyond the last node is computed. Batch norms that follow a
+    convolution are folded into it, which changes a feature by less than 1e-5 of its length. float32 is
+    computed in float32: TensorFloat-32 is off. In bf16 and fp16 the whole network but its batch norms is
+    cast; pooling and output are float32.
+
+    Args:
+        network: with its weights; it is not changed, except that it is left in evaluation mode.
+        nodes: where to read, with full names (`catalogue.resolve_nodes`).
+        preprocess: of the images that will come; `crop`, `mean` and `std` are used here.
+        precision: "fp32", "bf16" or "fp16".
+        device: "cpu", "cuda", "cuda:N" or "auto".
+
+    Raises:
+        BackboneError: a node is unknown, or the network cannot take images of the crop's size.
+        WeightsError: weights that the nodes need are not finite.
+        OptionError: the precision or the device is unknown or not there.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        nodes: tuple[Node, ...],
+        preprocess: Preprocess,
+        precision: str = "fp32",
+        device: str = "cpu",
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise unknown("precision", precision, PRECISIONS)
+        if not nodes:
+            raise BackboneError("No layer to read.", "Name one, or take the default of `resolve_nodes`.")
+        self.precision, self.device = precision, resolve_device(device)
+        self.dtype, self.crop = PRECISIONS[precision], preprocess.crop
+        traced = graph.trace(network)
+        for node in nodes:
+            graph.find(traced, node.name, type(network).__name__)
+        self._body = _prepared(graph.cut(traced, nodes), self.dtype, self.device)
+        self._normalise = Normalise(preprocess.mean, preprocess.std, self.device, self.dtype)
+        self.columns = self._columns()
+
+    def __call__(self, batch: NDArray[np.uint8] | Tensor) -> dict[str, NDArray[np.float32]]:
+        """Return node name -> float32 (B, D) for uint8 images (B, crop, crop, 3), as arrays of their own.
+
+        A row does not depend on the others of its batch, nor on their number beyond rounding.
+
+        Raises:
+            BackboneError: the batch has another shape or dtype.
+        """
+        expected = (len(batch), self.crop, self.crop, 3)
+        if tuple(batch.shape) != expected or batch.dtype not in (np.dtype(np.uint8), torch.uint8):
+            raise BackboneError(f"A batch must be uint8 {expected}, got {batch.dtype} {tuple(batch.shape)}.")
+        if len(batch) == 0:
+            return {name: np.empty((0, width), np.float32) for name, width in self.columns.items()}
+        with _frozen():
+            rows = self._body(self._normalise(batch))
+            return {name: values.cpu().numpy() for name, values in rows.items()}
+
+    def forward_only_rate(self, batch_size: int, seconds: float = 2.0) -> float:
+        """Return images per second of the network alone, on synthetic input that is on the device already.
+
+        Runs once to warm up, then for at least `seconds` and one batch.
+        """
+        size = (batch_size, self.crop, self.crop, 3)
+        with _frozen():
+            pixels = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+            images = self._normalise(pixels)
+            self._body(images)
+            self._wait()
+            done, begin = 0, time.perf_counter()
+            while done == 0 or time.perf_counter() - begin < seconds:
+                self._body(images)
+                self._wait()
+                done += batch_size
+            return done / (time.perf_counter() - begin)
+
+    def _wait(self) -> None:
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+    def _columns(self) -> dict[str, int]:
+        try:
+            rows = self._probe()
+        except (RuntimeError, AssertionError, ValueError) as error:
+            raise graph.wrong_size(self.crop, error) from error
+        return {name: int(values.shape[1]) for name, values in rows.items()}
+
+    def _probe(self) -> dict[str, Any]:
+        with _frozen():
+            pixels = torch.zeros(1, self.crop, self.crop, 3, dtype=torch.uint8)
+            rows: dict[str, Any] = self._body(self._normalise(pixels))
+            return rows
+
+
+@contextlib.contextmanager
+def _frozen() -> Any:
+    with torch.inference_mode(), exact_float32():
+        yield
+
+
+def _prepared(body: fx.GraphModule, dtype: torch.dtype, device: str) -> fx.GraphModule:
+    """Return a copy of the cut network: checked, folded, on the device and in its dtype."""
+    _check_finite(body)
+    body = copy.deepcopy(body).eval().requires_grad_(False)
+    graph.fold_batch_norm(body)
+    for module in body.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            _cast(module, dtype)
+    return body.to(device).to(memory_format=torch.channels_last)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a module's own floating-point tensors."""
+    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+
+
+def _check_finite(body: nn.Module) -> None:
+    for name, tensor in (*body.named_parameters(), *body.named_buffers()):
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsError(
+                f"The weights hold values that are not finite in {name}, which the layers asked for need.",
+                "Weights without a classifier (IMAGENET1K_FEATURES) serve the default layer alone.",
+            )

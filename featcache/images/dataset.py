@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from featcache.images.source import Advance
 
 HASH_SIZE = 16
+_READERS = 8  # threads that mostly wait for the disk
 _SHARE = 512  # images a thread hashes between two reports
 
 
@@ -108,7 +108,7 @@ class Dataset(ABC):
         """The `content_hash` of every sample, uint8 (N, 16); all zeros for a sample that cannot be read."""
         hashes = np.zeros((len(self), HASH_SIZE), dtype=np.uint8)
         starts = range(0, len(self), _SHARE)
-        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(_READERS) as pool:
             for start, found in zip(starts, pool.map(self._hashes, starts), strict=True):
                 part = np.frombuffer(found, dtype=np.uint8).reshape(-1, HASH_SIZE)
                 hashes[start : start + len(part)] = part

@@ -110,7 +110,7 @@ def _format_of(data: bytes) -> tuple[Callable[[io.BytesIO], ImageFile], Abstract
         return plugins.Pnm, nullcontext()
     if not data:
         raise BadImageError("the file is empty")
-    raise BadImageError(f"not a JPEG, PNG, BMP, GIF, WebP, TIFF or PNM image: it starts with {data[:8]!r}")
+    raise BadImageError(f"not a JPEG, PNG, BMP, GIF, WebP, TIFF or PPM image: it starts with {data[:8]!r}")
 
 
 @contextmanager

@@ -31,8 +31,9 @@ class DigitsSource:
     def open(self, progress: Advance | None = None) -> Dataset:
         """Return the digits, their values 0..16 scaled to 0..255 and rounded.
 
-        Every class gives a quarter of its images to the test split: those of scikit-learn's `train_test_split`
-        with `test_size=0.25, random_state=0`, stratified. Within a split the order is scikit-learn's.
+        Every class gives a quarter of its images to the test split: those of scikit-learn's
+        `train_test_split` with `test_size=0.25, random_state=0`, stratified. Within a split
+        the order is scikit-learn's.
         """
         import numpy as np
         from sklearn.datasets import load_digits

@@ -164,14 +164,16 @@ class _Tree:
         images: list[str],
     ) -> None:
         linked = entry.is_symlink()
-        directory = entry.is_dir()
+        # Of a link that leads to itself, os.path says it is neither; the entry's own methods raise.
+        directory = os.path.isdir(entry.path) if linked else entry.is_dir()
+        regular = os.path.isfile(entry.path) if linked else entry.is_file()
         real = os.path.realpath(entry.path) if linked else f"{stack[-1]}/{entry.name}"
         lost = linked and (not real.startswith(f"{self._real.rstrip('/')}/") or real in stack)
         if entry.name.startswith(".") or lost:
             self.ignored.append(f"{name}/" if directory else name)
         elif directory:
             folders[name] = (*stack, real)
-        elif entry.is_file() and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+        elif regular and os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
             images.append(name)
         else:
             self.ignored.append(name)

@@ -46,7 +46,7 @@ class OfficialSource:
         return self._name
 
     def stat_digest(self) -> str:
-        """Return the digest over the set's own files in the data folder; of their absence if they are absent.
+        """Return the digest over the set's own files in the data folder, or of their absence.
 
         Raises:
             DatasetError: a folder cannot be listed.
@@ -81,8 +81,9 @@ class OfficialSource:
     def _load(self, root: Path, options: Any, download: bool = False) -> Any:
         """Make torchvision's object, which checks md5 sums where it has them.
 
-        CIFAR's official files are pickles: torchvision compares the md5 of each with the official one before it
-        unpickles any, whether it has just downloaded them or not. Nothing else here is a pickle.
+        CIFAR's official files are pickles: torchvision compares the md5 of each with the official one before
+        it unpickles any, whether it has just downloaded them or not. No other set is unpickled (MNIST's files
+        of before 2020 are loaded with `weights_only`).
         """
         from torchvision import datasets
 
@@ -97,11 +98,11 @@ class OfficialSource:
                 raise self._absent(f"cannot be downloaded ({_short(error)})") from error
             raise DatasetError(
                 f"The data set {self._name} in {self._folder} is damaged or incomplete: {_short(error)}",
-                f"Move {' and '.join(self._set.kept)} out of {self._folder} and run again to download it afresh.",
+                f"Move {' and '.join(self._set.kept)} out of that folder and run again to download it anew.",
             ) from error
 
     def _fetch(self) -> None:
-        """Download and unpack beside the final place, so that a broken download is never taken for the set."""
+        """Download and unpack beside the final place: a broken download is never taken for the set."""
         stage: Path | None = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -129,7 +130,7 @@ class OfficialSource:
         kept = " and ".join(self._set.kept)
         return DatasetError(
             f"The data set {self._name} {what}: looked for {kept} in {self._folder}.",
-            f"Its home is {self._set.home}. Put its files there by hand (as torchvision.datasets."
+            f"Its home is {self._set.home}. Put its files there, unpacked (as torchvision.datasets."
             f"{self._set.torchvision} lays them out), or name your own images with folder:DIR.",
         )
 
@@ -145,18 +146,11 @@ def _joined(name: str, parts: dict[str, Any], about: OfficialSet, progress: Adva
     sizes = [len(labels) for _, labels in read.values()]
     labels = np.concatenate([np.asarray(labels, dtype=np.int64).reshape(-1) for _, labels in read.values()])
     codes = np.array([SPLITS.index(split) for split in read], dtype=np.uint8)
-    ids = [
-        f"{split}/{at:06d}"
-        for (split, _), size in zip(read.items(), sizes, strict=True)
-        for at in range(size)
-    ]
+    ids = [f"{split}/{at:06d}" for split, size in zip(read, sizes, strict=True) for at in range(size)]
     classes = _classes(next(iter(parts.values())), int(labels.max(initial=-1)) + 1)
     images = [found for found, _ in read.values()]
-    if (
-        not sizes[0]
-        or [len(found) for found in images] != sizes
-        or not 0 <= labels.min() <= labels.max() < len(classes)
-    ):
+    fits = all(sizes) and [len(found) for found in images] == sizes
+    if not fits or labels.min() < 0 or labels.max() >= len(classes):
         raise DatasetError(
             f"The data set {name} contradicts itself: {sum(map(len, images))} images, {len(labels)} labels, "
             f"{len(classes)} classes.",

@@ -77,6 +77,8 @@ _DATA = partial(pixels, "data", "targets")
 _SAMPLES, _PRIVATE = partial(pairs, "samples"), partial(pairs, "_samples")
 _FILES = partial(files, "_image_files")
 
+# One line each: a table is read across.
+# ruff: noqa: E501
 # fmt: off
 SETS: Mapping[str, OfficialSet] = MappingProxyType({
     "cifar10": OfficialSet("60 000 photos of 10 things, 32 x 32", "CIFAR10", "https://www.cs.toronto.edu/~kriz/cifar.html", ("cifar-10-batches-py",), _FLAG, _DATA),

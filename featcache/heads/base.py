@@ -1,0 +1,236 @@
+"""What every head is: a scikit-learn classifier on rows of features that can say what it needs and holds."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from featcache.errors import HeadError
+from featcache.heads.options import Option, check, choice
+from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
+
+Codes = NDArray[np.int64]
+STANDARDIZE = choice("standardise columns with the training rows' mean and deviation", "auto", "yes", "no")
+_DTYPES = [np.float32, np.float64, np.float16]  # kept as they are; anything else becomes the first
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """The shape and the possible types of a fitted array.
+
+    A size is a number, or a letter that stands for the same number wherever it occurs.
+    """
+
+    shape: tuple[int | str, ...]
+    dtypes: tuple[str, ...] = ("float64",)
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a head is fitted to: rows (N, D), class codes (N,), and the same for validation where given."""
+
+    X: Matrix
+    y: Codes
+    columns: Moments  # of the training rows alone
+    X_val: Matrix | None = None
+    y_val: Codes | None = None
+
+
+class Head(ClassifierMixin, BaseEstimator, ABC):
+    """A classifier of feature rows.
+
+    `fit` takes float16, float32 or float64 arrays or memory maps X (N, D) and labels y (N,) of any type
+    that sorts. Rows of float64 are predicted in float64, all others in float32. Fitted: `classes_` (C,),
+    `n_features_in_`, `fit_seconds_`, and `mean_` and `scale_` (D,), which are None when the head does not
+    standardise.
+    """
+
+    KIND: ClassVar[str]
+    OPTIONS: ClassVar[Mapping[str, Option]]
+    STANDARDIZES: ClassVar[bool] = True  # what standardize="auto" means for this kind
+    ATTRIBUTES: ClassVar[Mapping[str, type]] = {}  # fitted plain values that are saved
+
+    standardize: str
+    classes_: NDArray[Any]
+    n_features_in_: int
+    mean_: NDArray[np.float64] | None
+    scale_: NDArray[np.float64] | None
+    fit_seconds_: float
+
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None
+    ) -> Self:
+        """Fit to rows X (N, D) and labels y (N,); validation rows are checked but never learned from.
+
+        Raises:
+            HeadError: an option or the data cannot be used; it is a ValueError too.
+        """
+        return self._fit(X, y, X_val, y_val, self._learn)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the likeliest label of every row of X (N, D), as an array (N,).
+
+        Raises:
+            HeadError: X has other columns than the head was fitted to, or holds NaN or infinity.
+        """
+        best = self._scores(X).argmax(axis=1)
+        labels: NDArray[Any] = self.classes_[best]
+        return labels
+
+    def predict_proba(self, X: ArrayLike) -> Matrix:
+        """Return the probability of every class, (N, C), in the order of `classes_`.
+
+        Raises:
+            HeadError: as `predict`.
+        """
+        return self._probabilities(self._scores(X))
+
+    def check_options(self) -> None:
+        """Refuse options that cannot be used.
+
+        Raises:
+            HeadError: naming the option, what was expected and what was given.
+        """
+        check(self.KIND, self.OPTIONS, self.get_params(deep=False))
+
+    @abstractmethod
+    def _learn(self, task: Task) -> None:
+        """Set the fitted attributes."""
+
+    @abstractmethod
+    def _block_scores(self, block: Matrix) -> Matrix:
+        """Return the scores (n, C) of standardised rows (n, D); the likeliest class has the largest."""
+
+    @abstractmethod
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Return what fitted arrays there are besides mean_ and scale_; "coefs_.1" means coefs_[1]."""
+
+    def damage(self) -> str:
+        """Return what contradicts itself in fitted arrays of the right shapes; "" where nothing does."""
+        return ""
+
+    def _probabilities(self, scores: Matrix) -> Matrix:
+        return softmax(scores)
+
+    def _fit(
+        self,
+        X: ArrayLike,
+        y: ArrayLike,
+        X_val: ArrayLike | None,
+        y_val: ArrayLike | None,
+        learn: Callable[[Task], None],
+    ) -> Self:
+        self._forget()
+        self.check_options()
+        start = time.perf_counter()
+        task = self._task(X, y, X_val, y_val)
+        columns = self._moments(task)
+        self.mean_, self.scale_ = (columns.mean, columns.scale) if columns else (None, None)
+        learn(task)
+        self.fit_seconds_ = time.perf_counter() - start  # set last: the fit is complete
+        return self
+
+    @property
+    def standardizes(self) -> bool:
+        """Whether the columns are standardised, with "auto" resolved."""
+        return self.STANDARDIZES if self.standardize == "auto" else self.standardize == "yes"
+
+    def _moments(self, task: Task) -> Moments | None:
+        return task.columns if self.standardizes else None
+
+    def _forget(self) -> None:
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "fit_seconds_")
+
+    def _task(self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None, y_val: ArrayLike | None) -> Task:
+        rows, labels = self._validated(X=X, y=y)
+        self.classes_, codes = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            only = ", ".join(map(repr, self.classes_.tolist()))
+            raise HeadError(f"A head needs rows of at least two classes, y holds 1 class: {only}.")
+        columns = moments(rows)
+        if X_val is None and y_val is None:
+            return Task(rows, codes.astype(np.int64), columns)
+        if X_val is None or y_val is None:
+            raise HeadError("X_val and y_val go together: one was given without the other.")
+        val_rows, val_labels = self._validated(X=X_val, y=y_val, reset=False)
+        for part in row_blocks(len(val_rows), val_rows.shape[1]):
+            check_finite(val_rows[part], part.start, "X_val")
+        return Task(rows, codes.astype(np.int64), columns, val_rows, self._encoded(val_labels))
+
+    def _validated(self, **data: Any) -> Any:
+        """Return the arrays as scikit-learn checks them, save for NaN, which is looked for block by block."""
+        try:
+            checked = validate_data(self, dtype=_DTYPES, ensure_all_finite=False, **data)
+            if "y" in data:
+                check_classification_targets(checked[1])
+        except HeadError:
+            raise
+        except ValueError as error:
+            raise HeadError(str(error)) from error
+        return checked
+
+    def _encoded(self, labels: NDArray[Any]) -> Codes:
+        strangers = sorted(set(labels.tolist()) - set(self.classes_.tolist()), key=str)
+        if strangers:
+            raise HeadError(
+                f"y_val holds classes that y does not: {', '.join(map(repr, strangers[:5]))}.",
+                "Every class needs training rows.",
+            )
+        return np.searchsorted(self.classes_, labels).astype(np.int64)
+
+    def _scores(self, X: ArrayLike) -> Matrix:
+        check_is_fitted(self)
+        rows: Matrix = self._validated(X=X, reset=False)
+        dtype = np.float64 if rows.dtype == np.float64 else np.float32
+        scores = np.empty((len(rows), len(self.classes_)), dtype=dtype)
+        for part in row_blocks(len(rows), rows.shape[1]):
+            check_finite(rows[part], part.start)
+            scores[part] = self._block_scores(self._standardised_block(rows[part], dtype))
+        return scores
+
+    def _standardised_block(self, rows: Matrix, dtype: Any) -> Matrix:
+        if self.mean_ is None or self.scale_ is None:
+            return np.ascontiguousarray(rows, dtype=dtype)
+        return standardised(rows, Moments(self.mean_, self.scale_, self.scale_), dtype)
+
+
+class ScoredHead(Head):
+    """A head whose scores mean something by themselves: it has a decision function."""
+
+    def decision_function(self, X: ArrayLike) -> Matrix:
+        """Return the scores (N, C), or with two classes (N,): positive means the second class.
+
+        Raises:
+            HeadError: as `predict`.
+        """
+        scores = self._scores(X)
+        return scores if scores.shape[1] > 2 else scores[:, 1] - scores[:, 0]
+
+
+def softmax(scores: Matrix) -> Matrix:
+    """Return the softmax of every row of scores (N, C); the array given is overwritten."""
+    scores -= scores.max(axis=1, keepdims=True)
+    np.exp(scores, out=scores)
+    scores /= scores.sum(axis=1, keepdims=True)
+    return scores
+
+
+def two_sided(scores: Matrix) -> Matrix:
+    """Return scores (n, C) as they are, a column (n, 1) of two classes as minus and plus half of it.
+
+    The softmax of the two halves is the logistic function of the column.
+    """
+    return scores if scores.shape[1] > 1 else np.concatenate([-scores / 2, scores / 2], axis=1)

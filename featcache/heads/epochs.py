@@ -1,0 +1,220 @@
+"""The training of a network head: epochs, early stopping, and states to continue from."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featcache.errors import HeadError
+from featcache.heads.base import Task
+from featcache.heads.network import Adam, Network
+from featcache.heads.rows import Rows
+from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, layer_rows, plain
+from featcache.stopping import EarlyStopping
+
+
+_SMALL_STEP = 1 << 25  # operations; a millisecond of a core
+
+
+class Training:
+    """One training run; `run` it, then read `parameters()`, `history` and `best_epoch`."""
+
+    def __init__(self, task: Task, classes: int, settings: Settings) -> None:
+        device = resolve_device(settings.device)
+        columns = task.columns if settings.standardize else None
+        self.settings = settings
+        self.mean = task.columns.mean
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        sizes = (task.X.shape[1], *settings.hidden, classes)
+        self.network = Network(sizes, settings.dropout, self.generator, device)
+        self.optimiser = Adam(
+            self.network.parameters, settings.lr, settings.weight_decay, settings.optimizer == "adamw"
+        )
+        self.rows = Rows(task.X, task.y, columns, settings.batch_size, device)
+        self.val: Rows | None = None
+        if task.X_val is not None and task.y_val is not None:
+            self.val = Rows(task.X_val, task.y_val, columns, settings.batch_size, device)
+        self.stopping = EarlyStopping(settings.monitor, settings.patience, settings.min_delta)
+        self.history: list[dict[str, Any]] = []
+        self.best: list[Tensor] | None = None
+
+    @property
+    def selects(self) -> bool:
+        """Whether validation chooses the epoch whose weights are kept; otherwise the last epoch's are."""
+        return self.val is not None and self.settings.patience is not None
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch (1-based) that the monitored value names, or the last one without validation rows."""
+        return self.stopping.best_epoch if self.val is not None else len(self.history)
+
+    def parameters(self) -> list[NDArray[np.float32]]:
+        """Return copies of the weights to keep: the best epoch's, or the last's where nothing selects."""
+        kept = self.best if self.best is not None else self.network.parameters
+        return [_array(parameter) for parameter in kept]
+
+    def run(self, on_epoch: Callable[[EpochReport], None] | None = None) -> None:
+        """Train until the epochs are done or the patience is used up.
+
+        Raises:
+            HeadError: the loss is no longer a number.
+        """
+        with torch.no_grad():
+            while len(self.history) < self.settings.epochs and not (
+                self.selects and self.stopping.should_stop
+            ):
+                metrics = self._epoch(len(self.history) + 1)
+                if on_epoch:
+                    on_epoch(self._report(metrics))
+
+    def _report(self, metrics: dict[str, Any]) -> EpochReport:
+        layers = layer_rows(self.network.sizes, self.settings.standardize)
+        return EpochReport(metrics["epoch"], self.settings.epochs, dict(metrics), layers, self.state)
+
+    def _epoch(self, epoch: int) -> dict[str, Any]:
+        start = time.perf_counter()
+        metrics: dict[str, Any] = {"epoch": epoch, "train_loss": self._train()}
+        metrics |= self._validate()
+        metrics |= {"seconds": time.perf_counter() - start, "lr": self.settings.lr}
+        for name in ("train_loss", "val_loss"):
+            if metrics[name] is not None and not math.isfinite(metrics[name]):
+                raise HeadError(
+                    f"{name} became {metrics[name]} in epoch {epoch} with lr={self.settings.lr:g}.",
+                    "Take a smaller lr" + (", or standardise." if not self.settings.standardize else "."),
+                )
+        self.history.append(metrics)
+        if (
+            self.val is not None
+            and self.stopping.update(epoch, metrics[self.settings.monitor])
+            and self.selects
+        ):
+            self.best = [parameter.clone() for parameter in self.network.parameters]
+        return metrics
+
+    def _train(self) -> float:
+        order = torch.randperm(len(self.rows), generator=self.generator)
+        total = torch.zeros((), dtype=torch.float64, device=self.rows.device)
+        network, optimiser = self.network, self.optimiser
+        with _threads_for(4 * self.settings.batch_size * sum(p.numel() for p in network.parameters)):
+            for rows, classes in self.rows.batches(order):
+                total += network.gradient_step(rows, classes)
+                optimiser.step(network.gradients)
+        return total.item() / len(self.rows)  # the epoch's one wait for the device
+
+    def _validate(self) -> dict[str, float | None]:
+        if self.val is None:
+            return {"val_loss": None, "val_accuracy": None}
+        totals = torch.zeros(2, dtype=torch.float64, device=self.val.device)
+        for rows, classes in self.val.blocks():
+            scores = self.network.scores(rows)
+            totals[0] += torch.nn.functional.cross_entropy(scores, classes, reduction="sum")
+            totals[1] += (scores.argmax(dim=1) == classes).sum()
+        loss, correct = (totals / len(self.val)).tolist()
+        return {"val_loss": loss, "val_accuracy": correct}
+
+    def state(self) -> TrainingState:
+        """Copy everything that the next epoch depends on."""
+        tensors: dict[str, NDArray[Any]] = {
+            "mean": self.mean,
+            "generator": self.generator.get_state().numpy(),
+        }
+        for group, values in self._groups().items():
+            tensors |= {f"{group}.{i}": _array(value) for i, value in enumerate(values)}
+        meta = {
+            "format": FORMAT,
+            "epoch": len(self.history),
+            "step": int(self.optimiser.steps[0].item()),
+            "sizes": list(self.network.sizes),
+            "settings": plain(self.settings),
+            "stopping": {
+                "best": self.stopping.best if math.isfinite(self.stopping.best) else None,
+                "best_epoch": self.stopping.best_epoch,
+                "waited": self.stopping.waited,
+            },
+            "has_best": self.best is not None,
+            "history": [dict(row) for row in self.history],
+        }
+        return TrainingState(tensors, meta)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state.
+
+        Raises:
+            HeadError: it is of another training, or something in it is missing or malformed.
+        """
+        try:
+            state.check(self.settings, self.network.sizes, self.mean)
+            meta = state.meta
+            if meta["has_best"]:
+                self.best = [torch.empty_like(parameter) for parameter in self.network.parameters]
+            for group, values in self._groups().items():
+                for i, value in enumerate(values):
+                    value.copy_(torch.from_numpy(_of_shape(state.tensors[f"{group}.{i}"], value)))
+            self.generator.set_state(torch.from_numpy(np.array(state.tensors["generator"])))
+            for step in self.optimiser.steps:
+                step.fill_(meta["step"])
+            stopping = dict(meta["stopping"])
+            self.stopping.best = -math.inf if stopping["best"] is None else float(stopping["best"])
+            self.stopping.best_epoch, self.stopping.waited = stopping["best_epoch"], stopping["waited"]
+            self.history = [dict(row) for row in meta["history"]]
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise HeadError(
+                f"The training state is damaged: {error}.", "Start the training afresh."
+            ) from error
+
+    def _groups(self) -> dict[str, list[Tensor]]:
+        groups = {
+            "parameters": self.network.parameters,
+            "first_moments": self.optimiser.first,
+            "second_moments": self.optimiser.second,
+        }
+        return groups | ({"best": self.best} if self.best is not None else {})
+
+
+@contextmanager
+def _threads_for(operations: int) -> Iterator[None]:
+    """Take one CPU thread for steps of few operations.
+
+    More threads gain nothing there, and lose factors where other programs keep the cores busy, because
+    every product waits for all its threads.
+    """
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if operations < _SMALL_STEP else before)
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device of "auto" (the GPU where there is one), "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        HeadError: a GPU is asked for and torch sees none of that number.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise HeadError(
+            f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs.", "Use auto."
+        )
+    return device
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    return np.array(tensor.cpu().numpy())
+
+
+def _of_shape(array: NDArray[Any], like: Tensor) -> NDArray[np.float32]:
+    if array.shape != tuple(like.shape) or array.dtype != np.float32:
+        raise TypeError(f"expected float32 {tuple(like.shape)}, got {array.dtype} {array.shape}")
+    return np.array(array)

@@ -1,0 +1,195 @@
+"""Support vector machines: linear, and with a Gaussian (RBF) kernel whose decision is our own."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.heads.base import STANDARDIZE, ArraySpec, ScoredHead, Task, two_sided
+from featcache.heads.convex import linear_arrays, linear_scores, noted
+from featcache.heads.options import Option, choice, number, whole
+from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
+
+_LINEAR_C, _RBF_C = 1e-3, 10.0  # what C=None means
+_GAMMA = number("gamma", above=0)
+
+
+class SVMHead(ScoredHead):
+    """A support vector machine.
+
+    kernel="linear": squared hinge loss, one class against the rest, scikit-learn's LinearSVC; the solver
+    keeps 24 bytes for every value of X beside a float32 copy. Fitted: `coef_` (C, D), `intercept_` (C,), with
+    two classes (1, D) and (1,).
+
+    kernel="rbf": exp(-gamma ‖a - b‖²), one class against one, scikit-learn's SVC, whose time grows with N² to
+    N³; gamma "scale" is 1 / (D · variance of the rows), "auto" 1 / D. Fitted: `support_vectors_` (S, D),
+    `dual_coef_` (C - 1, S), `intercept_` (C (C - 1) / 2,), `n_support_` (C,), `gamma_`. The decision is votes
+    plus squashed confidences, as SVC(break_ties=True) predicts.
+
+    The probabilities are the softmax of the decision values: their order means something, their size is not
+    calibrated. Both have `n_iter_`, `converged_` and `notes_` (what the solver had to say).
+    """
+
+    KIND: ClassVar = "svm"
+    OPTIONS: ClassVar = {
+        "kernel": choice("linear, or Gaussian", "linear", "rbf"),
+        "C": number(f"weight of errors; None is {_LINEAR_C} linear, {_RBF_C} rbf", above=0, or_none=True),
+        "gamma": Option(
+            "scale, auto or a number above 0",
+            "factor of the squared distance, rbf only",
+            lambda value: value in ("scale", "auto") if isinstance(value, str) else _GAMMA.accepts(value),
+        ),
+        "tol": number("the solver's tolerance", above=0),
+        "max_iter": whole("iterations, at most; None is 1000 linear, unlimited rbf", least=1, or_none=True),
+        "standardize": STANDARDIZE,
+        "seed": whole("of the order in which rows are looked at", least=0),
+    }
+    ATTRIBUTES: ClassVar = {"n_iter_": int, "converged_": bool, "notes_": list, "gamma_": float}
+
+    coef_: NDArray[np.float64]
+    support_vectors_: NDArray[np.float32]
+    dual_coef_: NDArray[np.float64]
+    n_support_: NDArray[np.int64]
+    intercept_: NDArray[np.float64]
+    gamma_: float
+    n_iter_: int
+    converged_: bool
+    notes_: list[str]
+
+    def __init__(
+        self,
+        kernel: str = "linear",
+        C: float | None = None,
+        gamma: str | float = "scale",
+        tol: float = 1e-3,
+        max_iter: int | None = None,
+        standardize: str = "auto",
+        seed: int = 0,
+    ) -> None:
+        self.kernel = kernel
+        self.C = C
+        self.gamma = gamma
+        self.tol = tol
+        self.max_iter = max_iter
+        self.standardize = standardize
+        self.seed = seed
+
+    def arrays(self) -> dict[str, ArraySpec]:
+        """Return what the fitted arrays of this kernel must be."""
+        if self.kernel == "linear":
+            return linear_arrays(self)
+        classes = len(self.classes_)
+        return {
+            "support_vectors_": ArraySpec(("S", self.n_features_in_), ("float32",)),
+            "dual_coef_": ArraySpec((classes - 1, "S")),
+            "intercept_": ArraySpec((classes * (classes - 1) // 2,)),
+            "n_support_": ArraySpec((classes,), ("int64",)),
+        }
+
+    def damage(self) -> str:
+        """Return a word on counts of support vectors that do not add up."""
+        if self.kernel == "linear":
+            return ""
+        adds_up = (self.n_support_ >= 0).all() and self.n_support_.sum() == len(self.support_vectors_)
+        return "" if adds_up else "n_support_ does not add up to the rows of support_vectors_"
+
+    def _learn(self, task: Task) -> None:
+        rows = standardised(task.X, self._moments(task))
+        solved, self.notes_ = noted(lambda: self._solver(task).fit(rows, task.y))
+        self.converged_ = not self.notes_
+        self.intercept_ = solved.intercept_.astype(np.float64)
+        self.n_iter_ = int(np.max(solved.n_iter_))
+        if self.kernel == "linear":
+            self.gamma_ = 0.0
+            self.coef_ = np.ascontiguousarray(solved.coef_, dtype=np.float64)
+            return
+        self.support_vectors_ = solved.support_vectors_.astype(np.float32)
+        self.dual_coef_ = np.ascontiguousarray(solved.dual_coef_, dtype=np.float64)
+        self.n_support_ = solved.n_support_.astype(np.int64)
+
+    def _solver(self, task: Task) -> Any:
+        from sklearn.svm import SVC, LinearSVC
+
+        if self.kernel == "linear":
+            return LinearSVC(
+                C=float(_LINEAR_C if self.C is None else self.C),
+                tol=float(self.tol),
+                max_iter=int(self.max_iter or 1000),
+                random_state=int(self.seed),
+            )
+        self.gamma_ = self._gamma(task.columns)
+        return SVC(
+            C=float(_RBF_C if self.C is None else self.C),
+            gamma=self.gamma_,
+            tol=float(self.tol),
+            max_iter=int(self.max_iter or -1),
+            cache_size=500,
+            random_state=int(self.seed),  # unused, but without it the global generator would be
+        )
+
+    def _gamma(self, columns: Moments) -> float:
+        """Return gamma as a number; the variance of all values follows from the columns' moments."""
+        if not isinstance(self.gamma, str):
+            return float(self.gamma)
+        if self.gamma == "auto":
+            variance = 1.0
+        elif self.standardizes:
+            variance = float(np.mean(columns.variance > 0))
+        else:
+            variance = float(columns.variance.mean() + columns.mean.var())
+        return 1.0 / (len(columns.mean) * variance) if variance > 0 else 1.0
+
+    def _block_scores(self, block: Matrix) -> Matrix:
+        if self.kernel == "linear":
+            return linear_scores(block, self.coef_, self.intercept_)
+        scores = np.empty((len(block), len(self.classes_)))
+        support = self.support_vectors_.astype(np.float64)
+        for rows in row_blocks(len(block), len(support)):
+            scores[rows] = self._kernel_scores(gaussian(block[rows].astype(np.float64), support, self.gamma_))
+        return scores.astype(block.dtype, copy=False)
+
+    def _kernel_scores(self, kernel: NDArray[np.float64]) -> Matrix:
+        if len(self.classes_) == 2:
+            return two_sided(kernel @ self.dual_coef_.T + self.intercept_)
+        return one_against_one(kernel, self.dual_coef_, self.n_support_, self.intercept_)
+
+
+def gaussian(a: NDArray[np.float64], b: NDArray[np.float64], gamma: float) -> NDArray[np.float64]:
+    """Return exp(-gamma ‖a_i - b_j‖²), (n, m), for rows a (n, D) and b (m, D)."""
+    distances: NDArray[np.float64] = a @ b.T
+    distances *= -2
+    distances += np.einsum("ij,ij->i", a, a)[:, None]
+    distances += np.einsum("ij,ij->i", b, b)
+    np.maximum(distances, 0, out=distances)
+    distances *= -gamma
+    np.exp(distances, out=distances)
+    return distances
+
+
+def one_against_one(
+    kernel: NDArray[np.float64],
+    dual: NDArray[np.float64],
+    support: NDArray[np.int64],
+    intercept: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Return the scores (n, C) of more than two classes from the kernel values (n, S).
+
+    The S support vectors lie class by class, `support` (C,) of each; row j of `dual` (C - 1, S) is for the
+    j-th other class; `intercept` is for the pairs (0, 1), (0, 2), … Every pair votes for one of its two
+    classes, and the sum of a class's margins, squashed below 1/2, decides between equal votes, as in
+    scikit-learn's `_ovr_decision_function`.
+    """
+    ends = np.concatenate([[0], np.cumsum(support)])
+    parts = [kernel[:, ends[c] : ends[c + 1]] @ dual[:, ends[c] : ends[c + 1]].T for c in range(len(support))]
+    votes, margins = np.zeros((2, len(kernel), len(support)))
+    for pair, (i, j) in enumerate(combinations(range(len(support)), 2)):
+        margin = parts[i][:, j - 1] + parts[j][:, i] + intercept[pair]
+        margins[:, i] += margin
+        margins[:, j] -= margin
+        votes[:, i] += margin >= 0
+        votes[:, j] += margin < 0
+    votes += margins / (3 * (np.abs(margins) + 1))
+    return votes

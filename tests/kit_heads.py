@@ -1,0 +1,275 @@
+"""The contract of a head: checks that every kind has to pass, each a plain function of a kind's `Case`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+
+from featcache.errors import HeadError
+from featcache.heads import saving
+from featcache.heads.base import Head
+from featcache.heads.catalogue import create
+
+CONTEXT = {"fingerprint": "f" * 64, "node": "avgpool", "columns": 12, "classes": ["ant", "bee", "cat"]}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A kind of head with the options it is checked with."""
+
+    kind: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def head(self, **more: Any) -> Head:
+        return create(self.kind, **{**self.options, **more})
+
+    def __str__(self) -> str:
+        return "-".join([self.kind, *(str(value) for value in self.options.values())]).replace(" ", "")
+
+
+CASES = [
+    Case("linear", {"epochs": 8}),
+    Case("mlp", {"epochs": 8, "hidden": (9, 6), "dropout": (0.0, 0.2), "optimizer": "adamw"}),
+    Case("mlp", {"epochs": 8, "hidden": ()}),
+    Case("logreg", {"C": 1.0}),
+    Case("svm"),
+    Case("svm", {"kernel": "rbf"}),
+    Case("ridge"),
+    Case("knn", {"k": 5}),
+    Case("knn", {"k": 5, "metric": "euclidean", "standardize": "yes"}),
+]
+
+
+def blobs(rows: int = 240, columns: int = 12, classes: int = 3, seed: int = 0) -> tuple[Any, Any]:
+    """Return float32 rows around one random centre a class, and int labels; every class occurs."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(rows) % classes
+    centres = np.random.default_rng(99).normal(size=(classes, columns)) * 2 + 3
+    return (centres[y] + rng.normal(size=(rows, columns))).astype(np.float32), y
+
+
+def weights(head: Head) -> list[np.ndarray[Any, Any]]:
+    """Return all fitted arrays."""
+    found = []
+    for name, value in sorted(vars(head).items()):
+        if name.endswith("_"):
+            found += [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, np.ndarray)]
+    return found
+
+
+def same(one: Head, other: Head) -> bool:
+    """Whether two heads hold bit for bit the same arrays."""
+    a, b = weights(one), weights(other)
+    return len(a) == len(b) and all(
+        x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a, b, strict=True)
+    )
+
+
+def learns(case: Case) -> None:
+    X, y = blobs()
+    test, truth = blobs(seed=1)
+    options = {"epochs": 60} if "epochs" in case.options else {}
+    head = case.head(**options).fit(X, y)
+    assert head.score(test, truth) > 0.9
+    assert head.fit_seconds_ > 0
+
+
+def same_seed_same_head(case: Case) -> None:
+    X, y = blobs()
+    before = np.random.get_state()[1].copy()
+    assert same(case.head().fit(X, y), case.head().fit(X, y))
+    assert np.array_equal(before, np.random.get_state()[1])
+
+
+def save_and_load(case: Case) -> None:
+    X, y = blobs()
+    head = case.head().fit(
+        X.astype(np.float16), np.array(["ant", "bee", "cat"])[y], X[:40], np.array(["ant"] * 40)
+    )
+    data = saving.dumps(head, CONTEXT)
+    loaded = saving.loads(data)
+    assert type(loaded) is type(head)
+    assert loaded.get_params() == head.get_params()
+    for rows in (X, X.astype(np.float16), X.astype(np.float64), X[:1]):
+        assert np.array_equal(loaded.predict_proba(rows), head.predict_proba(rows))
+        assert np.array_equal(loaded.predict(rows), head.predict(rows))
+        if hasattr(head, "decision_function"):
+            assert np.array_equal(loaded.decision_function(rows), head.decision_function(rows))
+    assert all(getattr(loaded, name) == getattr(head, name) for name in head.ATTRIBUTES)
+    assert saving.dumps(loaded, CONTEXT) == data
+    assert saving.context_of(data) == CONTEXT
+
+
+def validation_never_touches_weights(case: Case) -> None:
+    X, y = blobs()
+    X_val, y_val = blobs(60, seed=1)
+    off = {"patience": None} if "epochs" in case.options else {}
+    one = case.head(**off).fit(X, y, X_val, y_val)
+    other = case.head(**off).fit(X, y, X_val * -7 + 100, (y_val + 1) % 3)
+    assert same(one, other)
+    assert same(one, case.head(**off).fit(X, y))
+
+
+def labels_survive(case: Case) -> None:
+    X, y = blobs()
+    plain = case.head().fit(X, y).predict(X)
+    for labels in (
+        np.array(["cat", "ant", "dragon fly"]),
+        np.array(["z", "é", "日本"], dtype=object),
+        np.array([30, 10, 20]),
+        np.array([-1, 300, 7], dtype=np.int16),
+    ):
+        order = np.argsort(labels)  # sorted class i is code i, so that every kind breaks ties the same way
+        names = labels[order]
+        head = case.head().fit(X, names[y])
+        assert np.array_equal(head.classes_, names)
+        assert np.array_equal(head.predict(X), names[plain])
+        loaded = saving.loads(saving.dumps(head))
+        assert loaded.classes_.dtype == head.classes_.dtype
+        assert np.array_equal(loaded.predict(X), names[plain])
+
+
+def wrong_columns_refused(case: Case) -> None:
+    X, y = blobs()
+    head = case.head().fit(X, y)
+    for used in (head, saving.loads(saving.dumps(head))):
+        with pytest.raises(HeadError, match=r"X has 11 features, but \w+ is expecting 12 features as input"):
+            used.predict(X[:, :11])
+    with pytest.raises(HeadError, match=r"X has 13 features, but \w+ is expecting 12 features as input"):
+        case.head().fit(X, y, np.ones((4, 13), np.float32), y[:4])
+
+
+def wrong_features_refused(case: Case) -> None:
+    X, y = blobs()
+    context = saving.context_of(saving.dumps(case.head().fit(X, y), CONTEXT))
+    saving.check_fit(context, fingerprint="f" * 64, node="avgpool", columns=12, classes=("ant", "bee", "cat"))
+    with pytest.raises(HeadError, match=r"fingerprint: expected fff.*, got 000"):
+        saving.check_fit(context, **{**CONTEXT, "fingerprint": "0" * 64})
+    with pytest.raises(HeadError, match=r"node: expected avgpool, got fc; columns: expected 12, got 99"):
+        saving.check_fit(context, **{**CONTEXT, "node": "fc", "columns": 99})
+    with pytest.raises(HeadError, match=r"classes: expected 3 \(ant, bee, cat\), got 2 \(ant, bee\)"):
+        saving.check_fit(context, **{**CONTEXT, "classes": ["ant", "bee"]})
+
+
+def params_and_clone(case: Case) -> None:
+    X, y = blobs()
+    head = case.head()
+    assert head.get_params().items() >= case.options.items()
+    assert set(head.get_params()) == set(head.OPTIONS)
+    twin = clone(head.fit(X, y))
+    assert twin.get_params() == head.get_params()
+    assert not hasattr(twin, "classes_")
+    assert same(twin.fit(X, y), head)
+
+
+def stored_types(case: Case) -> None:
+    """float16 is read as it is, and gives what the same values in float32 give."""
+    X, y = blobs()
+    half = X.astype(np.float16)
+    kept = half.copy()
+    head, wide = case.head().fit(half, y), case.head().fit(half.astype(np.float32), y)
+    assert np.array_equal(half, kept)
+    assert np.allclose(head.predict_proba(half), wide.predict_proba(half.astype(np.float32)), atol=1e-4)
+
+
+def read_only_memory_map(case: Case, folder: Path) -> None:
+    X, y = blobs()
+    X.astype(np.float16).tofile(folder / "X")
+    mapped = np.memmap(folder / "X", dtype=np.float16, mode="r", shape=X.shape)
+    head = case.head().fit(mapped, y, mapped[:30], y[:30])
+    there = case.head().fit(np.array(mapped), y, np.array(mapped[:30]), y[:30])
+    assert same(head, there)
+    assert np.array_equal(head.predict(mapped), there.predict(mapped))
+
+
+def single_row(case: Case) -> None:
+    X, y = blobs()
+    head = case.head().fit(X, y)
+    alone = np.concatenate([head.predict_proba(X[i : i + 1]) for i in range(20)])
+    assert alone.shape == (20, 3)
+    assert np.allclose(alone, head.predict_proba(X[:20]), atol=1e-5)
+    assert np.allclose(alone.sum(axis=1), 1)
+
+
+def two_classes(case: Case) -> None:
+    X, y = blobs(classes=2)
+    head = case.head(**({"epochs": 60} if "epochs" in case.options else {})).fit(
+        X, np.array(["no", "yes"])[y]
+    )
+    assert head.score(X, np.array(["no", "yes"])[y]) > 0.9
+    proba = head.predict_proba(X)
+    assert proba.shape == (len(X), 2)
+    assert np.array_equal(head.predict(X) == "yes", proba.argmax(axis=1) == 1)
+    if hasattr(head, "decision_function"):
+        assert np.array_equal(head.decision_function(X) > 0, head.predict(X) == "yes")
+
+
+def class_absent_from_validation(case: Case) -> None:
+    X, y = blobs()
+    seen = y < 2
+    case.head().fit(X, y, X[seen], y[seen])
+    with pytest.raises(HeadError, match="y_val holds classes that y does not: 7"):
+        case.head().fit(X, y, X[:2], np.array([0, 7]))
+
+
+def bad_values_refused(case: Case) -> None:
+    X, y = blobs()
+    for bad in (np.nan, np.inf):
+        broken = X.astype(np.float16)
+        broken[17, 3] = bad
+        with pytest.raises(HeadError, match=r"X contains NaN or inf: (nan|inf) in row 17, column 3"):
+            case.head().fit(broken, y)
+        with pytest.raises(HeadError, match=r"X contains NaN or inf: (nan|inf) in row 17, column 3"):
+            case.head().fit(X, y).predict(broken)
+        with pytest.raises(HeadError, match=r"X_val contains NaN or inf: (nan|inf) in row 17, column 3"):
+            case.head().fit(X, y, broken, y)
+    with pytest.raises(HeadError, match="at least two classes"):
+        case.head().fit(X, np.zeros(len(X), int))
+    with pytest.raises(HeadError, match="go together"):
+        case.head().fit(X, y, X)
+
+
+def failed_fit_is_no_fit(case: Case) -> None:
+    X, y = blobs()
+    head = case.head().fit(X, y)
+    with pytest.raises(HeadError):
+        head.fit(np.full_like(X, np.nan), y)
+    with pytest.raises(ValueError, match="not fitted"):
+        head.predict(X)
+    with pytest.raises(HeadError, match="not fitted"):
+        saving.dumps(head)
+
+
+def constant_columns(case: Case) -> None:
+    X, y = blobs()
+    X[:, 4] = 1.1
+    head = case.head().fit(X, y)
+    assert np.isfinite(head.predict_proba(X)).all()
+    if head.standardizes:
+        assert head.scale_ is not None
+        assert head.scale_[4] == 1
+
+
+CHECKS: list[Callable[[Case], None]] = [
+    learns,
+    same_seed_same_head,
+    save_and_load,
+    validation_never_touches_weights,
+    labels_survive,
+    wrong_columns_refused,
+    wrong_features_refused,
+    params_and_clone,
+    stored_types,
+    single_row,
+    two_classes,
+    class_absent_from_validation,
+    bad_values_refused,
+    failed_fit_is_no_fit,
+    constant_columns,
+]

@@ -1,1 +1,71 @@
-"""featcache: transfer learning on frozen features."""
+"""featcache: transfer learning on frozen features.
+
+>>> import featcache
+>>> cache = featcache.extract("cifar10", backbone="vgg16")               # doctest: +SKIP
+>>> train, val = cache.table("train"), cache.table("val")                # doctest: +SKIP
+>>> head = featcache.MLPHead(hidden=(50, 20))                            # doctest: +SKIP
+>>> head.fit(train.X, train.y, X_val=val.X, y_val=val.y)                 # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featcache.api import evaluate, extract, train_head
+    from featcache.errors import FeatcacheError
+    from featcache.heads.convex import LogisticHead, RidgeHead
+    from featcache.heads.neighbours import KNNHead
+    from featcache.heads.neural import LinearHead, MLPHead
+    from featcache.heads.saving import loads as load_head
+    from featcache.heads.svm import SVMHead
+    from featcache.store.cache import Cache
+    from featcache.store.table import Table
+
+__version__ = "0.1.0"
+
+# Each name is imported when it is first used: `import featcache` loads neither torch nor scikit-learn.
+_PLACES = {
+    "Cache": "featcache.store.cache",
+    "FeatcacheError": "featcache.errors",
+    "KNNHead": "featcache.heads.neighbours",
+    "LinearHead": "featcache.heads.neural",
+    "LogisticHead": "featcache.heads.convex",
+    "MLPHead": "featcache.heads.neural",
+    "RidgeHead": "featcache.heads.convex",
+    "SVMHead": "featcache.heads.svm",
+    "Table": "featcache.store.table",
+    "evaluate": "featcache.api",
+    "extract": "featcache.api",
+    "load_head": "featcache.heads.saving:loads",
+    "train_head": "featcache.api",
+}
+
+__all__ = [
+    "Cache",
+    "FeatcacheError",
+    "KNNHead",
+    "LinearHead",
+    "LogisticHead",
+    "MLPHead",
+    "RidgeHead",
+    "SVMHead",
+    "Table",
+    "__version__",
+    "evaluate",
+    "extract",
+    "load_head",
+    "train_head",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'featcache' has no attribute {name!r}")
+    module, _, attribute = _PLACES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

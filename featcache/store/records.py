@@ -61,7 +61,9 @@ def read(path: Path) -> dict[str, Any]:
         claimed = record.pop("sha256", None)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is no JSON record ({error})") from error
-    check_format(record.get("format"), str(path))
+    if "format" not in record:
+        raise _damaged(path, "it names no format")
+    check_format(record["format"], str(path))
     if claimed != sha256_of(record):
         raise _damaged(path, "its content differs from its own sha256")
     return record

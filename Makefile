@@ -1,0 +1,44 @@
+# Everything runs in .venv, which is made on first use from Python >= 3.11 alone.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-real lint format docs bench clean
+
+help: ## show this help
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+demo: $(READY) ## extract → train heads → table, offline, under a minute
+	$(BIN)/featcache demo
+
+test: $(READY) ## all tests, under ten minutes on two cores
+	$(BIN)/python -m pytest
+
+test-real: $(READY) ## only the tests on real images and weights (FEATCACHE_REAL or ../shared/real)
+	$(BIN)/python -m pytest -m real -rs
+
+lint: $(READY) ## ruff and mypy --strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY) ## let ruff lay out the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY) ## make docs/cli.md anew from the program
+	$(BIN)/python -m featcache.commands.reference > docs/cli.md
+
+bench: $(READY) ## benchmarks against the forward-only rate and against what people use instead
+	$(BIN)/python bench/extract.py
+	$(BIN)/python bench/startup.py
+
+clean: ## remove what make made
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

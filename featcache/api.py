@@ -1,0 +1,107 @@
+"""The Python interface: the same powers as the command line, in one call each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from featcache.extraction import extract as extraction
+from featcache.extraction.request import Request, Settings
+from featcache.progress import Progress, silent
+from featcache.store.cache import Cache, find_cache
+from featcache.training import evaluate as evaluation
+from featcache.training import fit, runs
+
+PathLike = str | os.PathLike[str]
+
+
+def extract(
+    dataset: str = "cifar10",
+    *,
+    backbone: str = "vgg16",
+    weights: str = "DEFAULT",
+    layers: Sequence[str] = (),
+    pool: str | None = None,
+    preprocess: str = "auto",
+    image_size: int | None = None,
+    normalize: str = "weights",
+    precision: str = "fp32",
+    store_dtype: str = "float16",
+    limit: int | None = None,
+    max_pixels: int = 50_000_000,
+    device: str = "auto",
+    batch_size: int | None = None,
+    workers: int | None = None,
+    on_bad_image: str = "error",
+    data_dir: PathLike = "data",
+    features_dir: PathLike = "features",
+    progress: Progress = silent,
+    notify: Callable[[str], None] = lambda text: None,
+) -> Cache:
+    """Run a frozen backbone over a data set once; return the finished cache, at once where there is one.
+
+    Args:
+        dataset: a known name ("cifar10", "digits", …), "folder:DIR" or "csv:FILE".
+        backbone: any torchvision classification model.
+        weights: "DEFAULT", a torchvision name, "random:SEED" or a path to .safetensors or .pth.
+        layers: the nodes to read, the backbone's own default where empty.
+        pool: how a map becomes a row: "flatten", "avg", "max", "gem" or "avg:S".
+        preprocess: "auto", "weights" or "squash".
+        image_size: input size in pixels, the weights' own where None.
+        normalize: "weights", "imagenet", "half", "dataset" or "none".
+        precision: "fp32", "bf16" or "fp16".
+        store_dtype: "float16" or "float32".
+        limit: only the first so many images of each class and split.
+        max_pixels: larger images are not decoded.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        batch_size: images a forward pass, chosen for the device where None.
+        workers: threads that decode, one for each core where None.
+        on_bad_image: "error" or "skip".
+        data_dir: where downloaded data sets are.
+        features_dir: where caches are.
+        progress: told what is being done, how far it is, and how much there is.
+        notify: told sentences worth knowing, such as why no cache was hit.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    request = Request(
+        dataset, backbone, weights, tuple(layers), pool, preprocess, image_size, normalize, precision,
+        store_dtype, limit, max_pixels,
+    )  # fmt: skip
+    settings = Settings(Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image)
+    return Cache(extraction.extract(request, settings, progress, notify).path)
+
+
+def train_head(
+    cache: Cache | str,
+    head: str = "mlp",
+    *,
+    node: str | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 42,
+    split_mode: str = "random",
+    test: bool = False,
+    features_dir: PathLike = "features",
+    **params: Any,
+) -> fit.Trained:
+    """Train a head on a cache, store the run, and return it: `.record` (metrics, timings) and `.head`.
+
+    `params` are the head's own options, e.g. `hidden=(50, 20), lr=1e-3` (`featcache train-head --help`).
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    opened = cache if isinstance(cache, Cache) else find_cache(Path(features_dir), cache)
+    return fit.train(opened, fit.Training(head, params, node, val_fraction, split_seed, split_mode, test))
+
+
+def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]:
+    """Evaluate a run on its validation and test splits; return its record with per-class details.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    return evaluation.evaluate(runs.find_run(Path(features_dir), run))

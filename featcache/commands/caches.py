@@ -1,0 +1,215 @@
+"""`featcache ls`, `info` and `verify`: what caches there are, what is in them, and whether they are whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featcache.commands import options
+from featcache.commands.output import duration, progress_bar, say, show, show_json, show_table, size
+from featcache.errors import DamagedError, FeatcacheError
+
+
+@click.command(short_help="List the caches, or the data sets known by name.")
+@click.option("--datasets", is_flag=True, help="List the data sets known by name instead.")
+@options.features_dir
+@options.as_json
+def ls(datasets: bool, features_dir: Path, as_json: bool) -> None:
+    """List the caches of the features folder: rows, columns, size and whether they are finished."""
+    if datasets:
+        _list_datasets(as_json)
+        return
+    from featcache.store.cache import caches_in
+
+    found = [_line(path) for path in caches_in(features_dir)]
+    if as_json:
+        show_json({"caches": found})
+        return
+    if not found:
+        say(f"No caches in {features_dir}. Make one with: featcache extract --backbone vgg16")
+        return
+    rows = [[row["cache"], row["rows"], row["columns"], row["size"], row["state"]] for row in found]
+    show_table(["cache", "rows", "columns", "size", "state"], rows, right=["rows", "columns", "size"])
+
+
+def _line(path: Path) -> dict[str, Any]:
+    from featcache.store import records
+
+    row: dict[str, Any] = {
+        "cache": path.name,
+        "rows": None,
+        "columns": None,
+        "size": None,
+        "state": "finished",
+    }
+    try:
+        record = records.read_recipe(path)
+        row["rows"] = sum(record["dataset"]["rows"].values())
+        row["columns"] = " + ".join(str(width) for width in record["columns"].values())
+        seal = records.check_sealed(path, record["key"])
+        if seal is None:
+            done = sum(commit.rows for commit in records.read_commits(path, record["key"]))
+            row["state"] = f"{done} of {row['rows']} rows"
+        else:
+            row["size"] = size(seal["bytes"])
+    except FeatcacheError as error:
+        row["state"] = f"damaged: {error.message}"
+    return row
+
+
+def _list_datasets(as_json: bool) -> None:
+    from featcache.images.catalogue import known
+
+    found = [{"name": name, "about": about} for name, about in known()]
+    if as_json:
+        show_json({"datasets": found})
+        return
+    show_table(["name", "about"], [[row["name"], row["about"]] for row in found])
+
+
+@click.command(short_help="What is in a cache: recipe, splits, classes, bad images, heads.")
+@click.argument("cache", required=False)
+@options.features_dir
+@options.as_json
+def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
+    """Show a cache's recipe, sizes, splits, classes, unreadable images, timings and heads.
+
+    CACHE is a cache's name or part of it; without it, the one used last.
+    """
+    from featcache.commands.train import open_cache
+
+    facts = _facts(open_cache(features_dir, cache), features_dir)
+    if as_json:
+        show_json(facts)
+        return
+    show(f"{facts['cache']}\n")
+    for name, value in _flat(facts["recipe"]):
+        show(f"  {name:<26} {value}")
+    show(f"\n  {'rows':<26} " + ", ".join(f"{split} {count}" for split, count in facts["rows"].items()))
+    show(f"  {'columns':<26} " + ", ".join(f"{node} {width}" for node, width in facts["nodes"].items()))
+    show(
+        f"  {'size':<26} {size(facts['bytes'])} in {facts['shards']} shards"
+        + ("" if facts["sealed"] else ", unfinished")
+    )
+    show(
+        f"  {'classes':<26} {len(facts['classes'])}: {', '.join(facts['classes'][:12])}"
+        + (" …" if len(facts["classes"]) > 12 else "")
+    )
+    for label, listed in (("ignored files", facts["ignored"]), ("unreadable images", facts["bad_images"])):
+        if listed:
+            show(f"\n  {label}: {len(listed)}")
+            for each in listed[:20]:
+                show(f"    {each if isinstance(each, str) else each['id'] + ': ' + each['reason']}")
+            if len(listed) > 20:
+                show(f"    and {len(listed) - 20} more (--json lists all)")
+    for session in facts["sessions"]:
+        rate = session["images"] / max(session["seconds"], 1e-9)
+        show(
+            f"\n  extracted {session['images']} images in {duration(session['seconds'])} ({rate:.1f}/s) on {session['device']}"
+        )
+    if facts["runs"]:
+        show("\n  heads")
+        show_table(
+            ["run", "val_accuracy", "test_accuracy"],
+            [[r["run"], r["val_accuracy"], r["test_accuracy"]] for r in facts["runs"]],
+        )
+
+
+def _facts(cache: Any, features_dir: Path) -> dict[str, Any]:
+    from featcache.extraction.memory import sessions
+    from featcache.training.ledger import Ledger
+
+    commits = cache.commits()
+    return {
+        "cache": str(cache.path),
+        "fingerprint": cache.key,
+        "sealed": cache.sealed() is not None,
+        "recipe": cache.record["recipe"],
+        "request": cache.record["request"],
+        "versions": cache.record["versions"],
+        "rows": cache.plan.counts(),
+        "nodes": {node: cache.columns[node] for node in cache.nodes},
+        "bytes": sum(commit.size for commit in commits.values()),
+        "shards": len(commits),
+        "rows_per_shard": cache.record["rows_per_shard"],
+        "classes": list(cache.classes),
+        "ignored": cache.record["dataset"]["ignored"],
+        "bad_images": [{"id": name, "reason": reason} for name, reason in cache.bad_images()],
+        "sessions": sessions(features_dir, cache.name),
+        "runs": Ledger(features_dir).runs([f"cache={cache.name}"]),
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
+            for number, each in enumerate(value):
+                lines += _flat(each, f"{prefix}{name}[{number}].")
+        else:
+            lines.append(
+                (f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            )
+    return lines
+
+
+@click.command(short_help="Check every shard against its record; exit 1 if one is damaged.")
+@click.argument("cache", required=False)
+@click.option("--repair", is_flag=True, help="Compute damaged and missing shards again, and only those.")
+@click.option("--dataset", help="With --repair: where the images are now, if they were moved.")
+@options.device
+@options.data_dir
+@options.features_dir
+@options.as_json
+def verify(
+    cache: str | None,
+    repair: bool,
+    dataset: str | None,
+    device: str,
+    data_dir: Path,
+    features_dir: Path,
+    as_json: bool,
+) -> None:
+    """Read every byte of a cache and compare it with what was committed.
+
+    CACHE is a cache's name or part of it; without it, the one used last.
+    """
+    from featcache.commands.train import open_cache
+
+    opened = open_cache(features_dir, cache)
+    repaired: list[str] = []
+    if repair:
+        from featcache.extraction.repair import repair as run_repair
+        from featcache.extraction.request import Settings
+
+        with progress_bar(as_json) as progress:
+            repaired = run_repair(opened.path, Settings(features_dir, data_dir, device), dataset, progress)
+    wrong = {part.name: why for part, why in opened.verify() if why}
+    if opened.sealed() is None and not wrong:
+        wrong["seal"] = "the seal is missing: featcache verify --repair writes it"
+    if as_json and not wrong:
+        show_json(
+            {
+                "cache": str(opened.path),
+                "shards": len(opened.shards()),
+                "damaged": wrong,
+                "repaired": repaired,
+            }
+        )
+    elif not as_json:
+        for name in repaired:
+            show(f"repaired  {name}")
+        for name, why in wrong.items():
+            show(f"damaged   {name}: {why}")
+        show(f"{len(opened.shards()) - len(wrong)} of {len(opened.shards())} shards are good.")
+    if wrong:
+        first = next(iter(wrong))
+        raise DamagedError(
+            f"{len(wrong)} of {len(opened.shards())} shards of {opened.name} are damaged or missing: {', '.join(list(wrong)[:5])}"
+            f"{' …' if len(wrong) > 5 else ''}. {first}: {wrong[first]}",
+            f"Run: featcache verify {opened.name} --repair.",
+        )

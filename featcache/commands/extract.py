@@ -1,0 +1,155 @@
+"""`featcache extract`: images through a backbone into a cache, once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featcache.commands import options
+from featcache.commands.output import duration, progress_bar, say, show, show_json, size
+from featcache.extraction.request import (
+    NORMALIZE,
+    ON_BAD_IMAGE,
+    PRECISIONS,
+    PREPROCESS,
+    STORE_DTYPES,
+    Request,
+    Settings,
+)
+
+DECIDING = [
+    click.option(
+        "--dataset", default="cifar10", show_default=True, help="A name (see below), folder:DIR or csv:FILE."
+    ),
+    click.option(
+        "--backbone", default="vgg16", show_default=True, help="Any torchvision classification model."
+    ),
+    click.option(
+        "--weights",
+        default="DEFAULT",
+        show_default=True,
+        help="DEFAULT, a torchvision name, random:SEED, or a path to .safetensors or .pth.",
+    ),
+    click.option(
+        "--layer", "layers", multiple=True, help="The node to read; give it again for several in one pass."
+    ),
+    click.option("--pool", help="How a map becomes a row: flatten, avg, max, gem or avg:S."),
+    click.option(
+        "--preprocess",
+        type=click.Choice(PREPROCESS),
+        default="auto",
+        show_default=True,
+        help="weights: the weights' own transform; squash: resize to exactly the input size; "
+        "auto: squash images smaller than the input, else weights.",
+    ),
+    click.option(
+        "--image-size", type=click.IntRange(1), help="Input size in pixels [default: the weights' own]."
+    ),
+    click.option(
+        "--normalize",
+        type=click.Choice(NORMALIZE),
+        default="weights",
+        show_default=True,
+        help="Mean and deviation: those of the weights or of ImageNet, half (.5), measured on the training "
+        "images, or none.",
+    ),
+    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+    click.option("--store-dtype", type=click.Choice(STORE_DTYPES), default="float16", show_default=True),
+    click.option("--limit", type=click.IntRange(1), help="Only the first N images of each class and split."),
+    click.option(
+        "--max-pixels",
+        type=click.IntRange(1),
+        default=50_000_000,
+        show_default=True,
+        help="Larger images are not decoded.",
+    ),
+]
+
+
+def deciding(function: Any) -> Any:
+    """Add the options that decide what the features are."""
+    for option in reversed(DECIDING):
+        function = option(function)
+    return function
+
+
+@click.command(short_help="Run a backbone over the images once and cache its features.")
+@deciding
+@options.device
+@click.option("--batch-size", type=options.AutoOrNumber(), default="auto", show_default=True)
+@click.option(
+    "--workers",
+    type=options.AutoOrNumber(),
+    default="auto",
+    show_default=True,
+    help="Threads that decode images.",
+)
+@click.option(
+    "--on-bad-image",
+    type=click.Choice(ON_BAD_IMAGE),
+    default="error",
+    show_default=True,
+    help="Stop at an image that cannot be read, or leave it out and list it.",
+)
+@options.data_dir
+@options.features_dir
+@click.option("--dry-run", is_flag=True, help="Say what it would cost, at a rate measured on a few images.")
+@options.as_json
+def extract(
+    data_dir: Path,
+    features_dir: Path,
+    device: str,
+    batch_size: int | None,
+    workers: int | None,
+    on_bad_image: str,
+    dry_run: bool,
+    as_json: bool,
+    **deciding: Any,
+) -> None:
+    """Run a frozen backbone over a data set once and write its features into a cache.
+
+    A run that was stopped goes on where it was. The same request again is a hit and takes no time.
+    What decides the features decides the cache; batch size, workers and device do not.
+
+    Data sets by name are downloaded into the data folder: cifar10, cifar100, mnist, fashion-mnist, svhn,
+    flowers102, oxford-pets, stl10 and more (`featcache ls --datasets`); digits needs no download.
+    """
+    from featcache.extraction.extract import extract as run
+
+    request = Request(**deciding)
+    settings = Settings(features_dir, data_dir, device, batch_size, workers, on_bad_image)
+    if dry_run:
+        _show_plan(request, settings, as_json)
+        return
+    with progress_bar(as_json) as progress:
+        found = run(request, settings, progress, say)
+    if as_json:
+        show_json(found.to_dict())
+        return
+    rows = ", ".join(f"{split} {count}" for split, count in found.rows.items())
+    columns = ", ".join(f"{node} {width}" for node, width in found.nodes.items())
+    show(f"{'hit ' if found.hit else 'done'}  {found.path}")
+    show(f"      rows {rows} · columns {columns} · {size(found.bytes)} · {duration(found.seconds)}")
+    if found.images:
+        show(f"      {found.images} images at {found.images / found.extraction_seconds:.1f} images/s")
+    if found.bad_images:
+        show(f"      {found.bad_images} images could not be read: featcache info {found.path.name}")
+
+
+def _show_plan(request: Request, settings: Settings, as_json: bool) -> None:
+    from featcache.extraction.dry_run import dry_run
+
+    with progress_bar(as_json) as progress:
+        plan = dry_run(request, settings, progress)
+    if as_json:
+        show_json(plan)
+        return
+    nodes = ", ".join(f"{node} {width}" for node, width in plan["nodes"].items())
+    show(f"cache    {plan['cache']}")
+    show(f"images   {plan['images']}, of them {plan['rows_there']} already there")
+    show(f"columns  {nodes} · {plan['bytes_per_image']} bytes an image")
+    show(f"disk     {size(plan['bytes'])} still to write, {size(plan['free_bytes'])} free")
+    if plan["images_per_second"]:
+        show(f"time     {duration(plan['seconds'])} at {plan['images_per_second']} images/s, measured here")

@@ -1,0 +1,69 @@
+"""Options that several commands share, and the types of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+features_dir: Decorator = click.option(
+    "--features-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("features"),
+    show_default=True,
+    help="Where caches and the ledger are.",
+)
+data_dir: Decorator = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("data"),
+    show_default=True,
+    help="Where downloaded data sets are.",
+)
+as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
+device: Decorator = click.option(
+    "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
+)
+
+
+class AutoOrNumber(click.ParamType[Any]):
+    """`auto` (None) or a whole number of at least one."""
+
+    name = "auto|N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the number, None for auto."""
+        if value is None or value == "auto":
+            return None
+        try:
+            number = int(value)
+        except ValueError:
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is neither 'auto' nor a whole number of at least 1.", param, ctx)
+        return number
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """Return how it is shown in help."""
+        return "auto|N"
+
+
+class Sizes(click.ParamType[Any]):
+    """Layer sizes: `50,20`; an empty text for none."""
+
+    name = "sizes"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        """Return the sizes."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            return tuple(int(part) for part in value.split(",") if part.strip())
+        except ValueError:
+            self.fail(f"{value!r} is no list of sizes such as 50,20.", param, ctx)

@@ -1,0 +1,86 @@
+"""The command `featcache` and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from featcache.commands.output import say, show_json
+from featcache.errors import FeatcacheError
+
+# In the order people meet them; each is imported only when it is called or helped with.
+COMMANDS = {
+    "demo": "demo:demo",
+    "extract": "extract:extract",
+    "train-head": "train:train_head",
+    "evaluate": "train:evaluate",
+    "runs": "runs:runs",
+    "ls": "caches:ls",
+    "info": "caches:info",
+    "verify": "caches:verify",
+    "layers": "layers:layers",
+    "doctor": "doctor:doctor",
+}
+
+
+class Commands(click.Group):
+    """A group whose commands are imported when they are needed, listed in the order of the table."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in order."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, name = COMMANDS[cmd_name].split(":")
+        command: click.Command = getattr(importlib.import_module(f"featcache.commands.{module}"), name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="featcache", prog_name="featcache")
+def root() -> None:
+    """Transfer learning on frozen features: run the backbone once, train heads in seconds.
+
+    \b
+    featcache demo                                try it, offline, in under a minute
+    featcache extract --backbone vgg16            images → features, once
+    featcache train-head --head mlp               features → head, in seconds
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; return the exit code: 0 done, 1 failed, 2 called wrongly."""
+    as_json = "--json" in arguments
+    try:
+        code = root.main(list(arguments), prog_name="featcache", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except FeatcacheError as error:
+        return _failed(error.message, error.hint, as_json)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _failed(
+            "Stopped.", "What was committed is kept: the same command goes on from there.", as_json
+        )
+    except BrokenPipeError:
+        # The reader of our output is gone; Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _failed(f"{error.strerror or error}: {error.filename or 'no file named'}.", "", as_json)
+
+
+def _failed(message: str, hint: str, as_json: bool) -> int:
+    if as_json:
+        show_json({"error": message, "hint": hint})
+    else:
+        say(f"Error: {message}" + (f"\n{hint}" if hint else ""))
+    return 1

@@ -1,0 +1,215 @@
+"""`featcache train-head` and `featcache evaluate`: a head on cached features, and what it is worth."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from featcache.commands import options
+from featcache.commands.output import duration, progress_bar, say, show, show_json, show_table
+
+# Options that go to the head as they are; a head that does not know one says which it knows.
+PARAMETERS = {
+    "hidden": (options.Sizes(), "Sizes of the hidden layers of mlp, e.g. 50,20."),
+    "lr": (float, "Learning rate."),
+    "weight_decay": (float, "Weight decay."),
+    "dropout": (float, "Dropout between hidden layers."),
+    "optimizer": (click.Choice(["adam", "adamw"]), "Optimiser."),
+    "batch_size": (int, "Rows a step."),
+    "epochs": (int, "Most epochs."),
+    "patience": (int, "Epochs without a better one before stopping; 0 never stops."),
+    "min_delta": (float, "How much better counts as better."),
+    "monitor": (click.Choice(["val_loss", "val_accuracy"]), "What early stopping watches."),
+    "C": (float, "Inverse penalty of logreg and svm."),
+    "kernel": (click.Choice(["linear", "rbf"]), "Kernel of svm."),
+    "gamma": (str, "Width of the rbf kernel: scale, auto or a number."),
+    "alpha": (float, "Penalty of ridge."),
+    "k": (int, "Neighbours of knn."),
+    "metric": (click.Choice(["cosine", "euclidean"]), "Distance of knn."),
+    "standardize": (
+        click.Choice(["auto", "yes", "no"]),
+        "Scale columns by the training rows' mean and deviation.",
+    ),
+    "seed": (int, "Seed of initialisation, shuffling and dropout."),
+    "device": (str, "auto, cpu or cuda[:i]."),
+}
+
+
+def parameters(function: Any) -> Any:
+    """Add an option for each parameter of a head."""
+    for name, (kind, text) in reversed(PARAMETERS.items()):
+        flag = f"--{name.replace('_', '-')}"
+        function = click.option(flag, name, type=kind, help=text)(function)
+    return function
+
+
+@click.command(name="train-head", short_help="Train a head on a cache, in seconds.")
+@click.option("--head", default="mlp", show_default=True, help="linear, mlp, logreg, svm, ridge or knn.")
+@click.option("--cache", help="A cache, or part of its name [default: the one used last].")
+@click.option("--node", help="Which node's features [default: the first].")
+@parameters
+@click.option(
+    "--val-fraction", type=float, default=0.2, show_default=True, help="Of train, where there is no val."
+)
+@click.option("--split-seed", type=int, default=42, show_default=True)
+@click.option("--split-mode", default="random", show_default=True, metavar="random|stratified|last")
+@click.option("--test", is_flag=True, help="Evaluate on the test split too: once, for the head you chose.")
+@click.option(
+    "--keep-checkpoints", type=click.IntRange(0), default=0, help="Keep the last N epochs, to resume from."
+)
+@click.option("--resume", metavar="RUN", help="Go on with an interrupted run that kept checkpoints.")
+@options.features_dir
+@options.as_json
+def train_head(
+    head: str,
+    cache: str | None,
+    node: str | None,
+    val_fraction: float,
+    split_seed: int,
+    split_mode: str,
+    test: bool,
+    keep_checkpoints: int,
+    resume: str | None,
+    features_dir: Path,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Train a head on cached features; print its validation metrics and store the run.
+
+    The validation split decides when to stop and which epoch is best. The test split is read only
+    with --test, at the end. A data set without a validation split of its own lends one out of its
+    training rows; changing how costs nothing, for the features stay the same.
+    """
+    from featcache.training import fit
+
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if "gamma" in chosen and chosen["gamma"] not in ("scale", "auto"):
+        chosen["gamma"] = _number(chosen["gamma"], "--gamma")
+    if chosen.get("patience") == 0:
+        chosen["patience"] = None
+    with progress_bar(as_json) as progress:
+        watch = fit.Watch(
+            layers=show_layers, epoch=lambda report: progress("epoch", report.epoch, report.epochs)
+        )
+        if resume is not None:
+            trained = fit.resume(features_dir, resume, chosen.get("epochs"), watch)
+        else:
+            training = fit.Training(
+                head, chosen, node, val_fraction, split_seed, split_mode, test, keep_checkpoints
+            )
+            trained = fit.train(open_cache(features_dir, cache), training, watch)
+    if as_json:
+        show_json(result(trained.record))
+    else:
+        _show(trained.record)
+
+
+def open_cache(features_dir: Path, name: str | None) -> Any:
+    """Return the cache named, or the one used last, which is said.
+
+    Raises:
+        CacheError: there is none, or several match; those there are are listed.
+    """
+    from featcache.store.cache import find_cache
+    from featcache.store.recent import last_used, mark_used
+
+    chosen = name if name is not None else last_used(features_dir)
+    cache = find_cache(features_dir, chosen if chosen is not None else "")
+    if name is None:
+        say(f"cache {cache.name} (used last; another one: --cache)")
+    mark_used(features_dir, cache.name)
+    return cache
+
+
+def result(record: dict[str, Any]) -> dict[str, Any]:
+    """Return the documented keys of `train-head --json` and `evaluate --json`."""
+    keys = (
+        "run",
+        "head",
+        "cache",
+        "val",
+        "test",
+        "best_epoch",
+        "epochs",
+        "fit_seconds",
+        "peak_rss_bytes",
+        "params",
+    )
+    return {key: record.get(key) for key in keys}
+
+
+def show_layers(rows: Any) -> None:
+    """Write the table of layers with their trainable and frozen parameters to stderr."""
+    if not sys.stderr.isatty():
+        return
+    width = max(len(row.name) for row in rows)
+    for row in rows:
+        say(
+            f"{row.name:<{width}}  {row.kind:<10}  {row.shape!s:<16} {row.trainable:>10,} trainable {row.frozen:>8,} frozen"
+        )
+
+
+def _show(record: dict[str, Any]) -> None:
+    rows = []
+    for split in ("val", "test"):
+        if found := record[split]:
+            worst = found["worst_class"]
+            rows.append(
+                [split, found["accuracy"], found["top5"], found["macro_f1"], found["log_loss"], found["ece"],
+                 f"{worst['class']} (F1 {worst['f1']:.3f})"]
+            )  # fmt: skip
+    if rows:
+        columns = ["split", "accuracy", "top5", "macro F1", "log-loss", "ECE", "worst class"]
+        show_table(columns, rows, right=columns[1:6])
+    epochs = f" · {record['epochs']} epochs, best {record['best_epoch']}" if record["epochs"] else ""
+    show(f"\nrun {record['run']} · fit {duration(record['fit_seconds'])}{epochs}")
+    for note in record["notes"]:
+        say(f"note: {note}")
+    if record["test"] is None:
+        say(f"next: featcache evaluate {record['run']}")
+
+
+@click.command(short_help="Metrics of a run on the validation and test splits, class by class.")
+@click.argument("run")
+@options.features_dir
+@options.as_json
+def evaluate(run: str, features_dir: Path, as_json: bool) -> None:
+    """Load a run's head and evaluate it on the validation and the test split.
+
+    RUN is a run's id or the beginning of one (`featcache runs`). Shows accuracy, top-5, macro precision,
+    recall and F1, log-loss, expected calibration error, the confusion matrix, every class and the worst one.
+    """
+    from featcache.training.evaluate import evaluate as run_evaluation
+    from featcache.training.runs import find_run
+
+    found = run_evaluation(find_run(features_dir, run))
+    if as_json:
+        details = {split: {**(found[split] or {}), **each} for split, each in found["details"].items()}
+        show_json({**result(found), **details})
+        return
+    _show(found)
+    split = "test" if "test" in found["details"] else "val"
+    details = found["details"][split]
+    show(f"\n{split}, class by class")
+    columns = ["class", "precision", "recall", "F1", "rows"]
+    rows = [
+        [row["class"], row["precision"], row["recall"], row["f1"], row["support"]]
+        for row in details["per_class"]
+    ]
+    show_table(columns, rows, right=columns[1:])
+    if len(rows) <= 20:
+        names = [row["class"] for row in details["per_class"]]
+        show("\nconfusion: rows are the true class, columns the predicted one")
+        show_table(["", *(str(i) for i in range(len(names)))],
+                   [[f"{i} {name}", *line] for i, (name, line) in enumerate(zip(names, details["confusion"], strict=True))],
+                   right=[str(i) for i in range(len(names))])  # fmt: skip
+
+
+def _number(text: str, flag: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no number, scale or auto.", param_hint=flag) from None

@@ -1,0 +1,82 @@
+"""A dry run: everything an extraction would decide, need and cost, and nothing written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from featcache.extraction import memory
+from featcache.extraction.estimate import check_space, free_bytes, measured_rate, needed_bytes
+from featcache.extraction.extract import folder_with_key, open_job
+from featcache.extraction.pipeline import default_batch_size
+from featcache.extraction.request import Request, Settings
+from featcache.images.catalogue import open_source
+from featcache.progress import Progress, silent
+from featcache.store import records
+from featcache.store.cache import Cache
+
+
+def dry_run(request: Request, settings: Settings, progress: Progress = silent) -> dict[str, Any]:
+    """Return what `extract` would do.
+
+    Returns:
+        `cache` (path), `hit`, `fingerprint`, `images`, `rows` (per split), `rows_there` (rows already
+        committed), `nodes` (node → D), `columns`, `bytes_per_image`, `bytes` (still to write),
+        `free_bytes`, `images_per_second` (measured on a few batches; None for a hit), `seconds`.
+
+    Raises:
+        SpaceError: the disk has no room for it.
+        FeatcacheError: as `extract`.
+    """
+    source = open_source(request.dataset, settings.data_dir)
+    known = memory.recall(settings.features_dir, memory.request_id(request, source.stat_digest()))
+    if known is not None:
+        return _of_cache(Cache(known[0]), settings)
+    job = open_job(request, source, settings, progress)
+    folder = folder_with_key(settings.features_dir, job.key)
+    cache = None if folder is None else Cache(folder)
+    if cache is not None and not cache.todo():
+        return _of_cache(cache, settings)
+    there = len(job.dataset) - sum(len(part) for part in cache.todo()) if cache else 0
+    extractor = job.extractor(settings.device)
+    batch_size = settings.batch_size or default_batch_size(extractor)
+    measured = measured_rate(job, extractor, batch_size, settings.workers)
+    record = job.record(measured["columns"], settings.rows_per_shard)
+    left = len(job.dataset) - there
+    itemsize = 2 if job.recipe.store_dtype == "float16" else 4
+    needed = needed_bytes(job.plan(), measured["columns"], itemsize, record["rows_per_shard"], left)
+    check_space(settings.features_dir, needed)
+    name = records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
+    return {
+        "cache": str(folder or settings.features_dir / name),
+        "hit": False,
+        "fingerprint": job.key,
+        "images": len(job.dataset),
+        "rows": record["dataset"]["rows"],
+        "rows_there": there,
+        "nodes": measured["columns"],
+        "columns": next(iter(measured["columns"].values())),
+        "bytes_per_image": sum(measured["columns"].values()) * itemsize,
+        "bytes": needed,
+        "free_bytes": free_bytes(settings.features_dir),
+        "images_per_second": measured["images_per_second"],
+        "seconds": round(left / measured["images_per_second"], 1),
+    }
+
+
+def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
+    itemsize = 2 if cache.recipe.store_dtype == "float16" else 4
+    return {
+        "cache": str(cache.path),
+        "hit": True,
+        "fingerprint": cache.key,
+        "images": len(cache.plan),
+        "rows": cache.plan.counts(),
+        "rows_there": len(cache.plan),
+        "nodes": cache.columns,
+        "columns": cache.columns[cache.nodes[0]],
+        "bytes_per_image": sum(cache.columns.values()) * itemsize,
+        "bytes": 0,
+        "free_bytes": free_bytes(settings.features_dir),
+        "images_per_second": None,
+        "seconds": 0.0,
+    }

@@ -1,0 +1,67 @@
+"""What an extraction will cost, before it starts: rows, bytes, free disk, seconds at a measured rate."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from featcache.backbones.runtime import Extractor
+from featcache.errors import SpaceError
+from featcache.extraction.pipeline import Reader
+from featcache.extraction.resolve import Job
+from featcache.store.plan import Plan, ShardPlan
+
+FILE_OVERHEAD = 64 * 1024  # bytes a shard needs beside its rows, at most
+SAMPLE_BATCHES = 4
+
+
+def needed_bytes(plan: Plan, columns: dict[str, int], itemsize: int, shard_rows: int, rows: int) -> int:
+    """Return the bytes that `rows` rows of a plan take on disk, metadata included."""
+    row = sum(columns.values()) * itemsize + 17  # label, row and status
+    shards = -(-rows // shard_rows) + len(plan.counts())
+    return rows * row + shards * FILE_OVERHEAD
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk a folder is, or will be, on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Refuse work that cannot fit.
+
+    Raises:
+        SpaceError: naming what is needed and what is free.
+    """
+    free = free_bytes(folder)
+    if needed > free:
+        raise SpaceError(
+            f"The features need {needed / 1e9:.2f} GB in {folder} and {free / 1e9:.2f} GB are free.",
+            "Make room, choose another --features-dir, or a node with fewer columns (featcache layers).",
+        )
+
+
+def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int | None) -> dict[str, Any]:
+    """Embed a few batches of real images and return images a second, and the columns.
+
+    The first batch warms up and is not counted. Unreadable images count: they take time too.
+    """
+    reader = Reader(job.dataset, job.recipe.preprocess, batch_size, workers, job.request.max_pixels)
+    n = min(len(job.dataset), batch_size * SAMPLE_BATCHES)
+    images, begin = 0, time.perf_counter()
+    try:
+        for number, batch in enumerate(reader.batches(iter([ShardPlan("train-00000", 0, n)]))):
+            batch.wait()
+            extractor(batch.pixels)
+            if number == 0 and n > batch_size:
+                begin = time.perf_counter()
+            else:
+                images += batch.stop - batch.first
+    finally:
+        reader.close()
+    rate = images / max(time.perf_counter() - begin, 1e-9)
+    return {"images_per_second": round(rate, 1), "columns": dict(extractor.columns)}

@@ -1,0 +1,213 @@
+"""Extract: the whole way from a request to a sealed cache, or straight to the one there is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featcache.errors import DatasetError
+from featcache.extraction import memory
+from featcache.extraction.request import Request, Settings
+from featcache.images.catalogue import open_source
+from featcache.images.sample import SPLITS
+from featcache.progress import Progress, silent
+from featcache.store import records
+from featcache.store.recent import mark_used
+
+if TYPE_CHECKING:
+    from featcache.extraction.resolve import Job
+    from featcache.images.dataset import Dataset
+    from featcache.images.source import Source
+    from featcache.store.cache import Cache
+
+Notify = Callable[[str], None]
+
+
+@dataclass
+class Extraction:
+    """What an extraction found or did."""
+
+    path: Path
+    hit: bool
+    fingerprint: str
+    rows: dict[str, int]
+    nodes: dict[str, int]  # node → D
+    bytes: int
+    bad_images: int
+    seconds: float
+    images: int = 0  # embedded by this call
+    extraction_seconds: float = 0.0  # of them, without set-up
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the documented keys of `featcache extract --json`."""
+        rate = self.images / self.extraction_seconds if self.extraction_seconds else None
+        return {
+            "cache": str(self.path),
+            "hit": self.hit,
+            "fingerprint": self.fingerprint,
+            "rows": self.rows,
+            "columns": next(iter(self.nodes.values())),
+            "nodes": self.nodes,
+            "bytes": self.bytes,
+            "images_per_second": None if rate is None else round(rate, 2),
+            "seconds": round(self.seconds, 3),
+            "bad_images": self.bad_images,
+        }
+
+
+def extract(
+    request: Request, settings: Settings, progress: Progress = silent, notify: Notify = lambda text: None
+) -> Extraction:
+    """Return the cache of a request; compute what of it is missing.
+
+    Raises:
+        FeatcacheError: see its subclasses; nothing that was committed is ever lost.
+    """
+    begin = time.perf_counter()
+    source = open_source(request.dataset, settings.data_dir)
+    request_id = memory.request_id(request, source.stat_digest())
+    known = memory.recall(settings.features_dir, request_id)
+    if known is None:
+        job = open_job(request, source, settings, progress)
+        for note in job.notes:
+            notify(note)
+        return _extract(job, settings, request_id, source.newest_ns(), begin, progress, notify)
+    found = _found(*known, begin)
+    _refuse_bad(found, settings)
+    mark_used(settings.features_dir, found.path.name)
+    return found
+
+
+def open_job(request: Request, source: Source, settings: Settings, progress: Progress) -> Job:
+    """Open the data set and the backbone of a request.
+
+    Raises:
+        DatasetError, BackboneError, WeightsError: they cannot be had.
+    """
+    from featcache.extraction.resolve import resolve
+
+    dataset = open_dataset(request, source, progress)
+    return resolve(request, dataset, progress)
+
+
+def open_dataset(request: Request, source: Source, progress: Progress) -> Dataset:
+    """Open a data set, cut to the request's limit.
+
+    Raises:
+        DatasetError: it cannot be had.
+    """
+    dataset = source.open(lambda done, total: progress("reading", done, total))
+    return dataset if request.limit is None else dataset.limited(request.limit)
+
+
+def _extract(
+    job: Job,
+    settings: Settings,
+    request_id: str,
+    newest_ns: int,
+    begin: float,
+    progress: Progress,
+    notify: Notify,
+) -> Extraction:
+    from featcache.store.cache import Cache
+
+    features_dir = settings.features_dir
+    existing = folder_with_key(features_dir, job.key)
+    seal = None if existing is None else records.check_sealed(existing, job.key)
+    if existing is not None and seal is not None:
+        found = _found(existing, seal, begin)
+    else:
+        if existing is None:
+            from featcache.extraction.misses import explain_miss
+
+            for text in explain_miss(features_dir, job.recipe.to_dict(), job.dataset_record()):
+                notify(text)
+        cache = None if existing is None else Cache(existing)
+        found = _fill(job, settings, cache, begin, progress, notify)
+    _refuse_bad(found, settings)
+    memory.remember(features_dir, request_id, found.path, job.weights_files, newest_ns)
+    mark_used(features_dir, found.path.name)
+    return found
+
+
+def _fill(
+    job: Job, settings: Settings, cache: Cache | None, begin: float, progress: Progress, notify: Notify
+) -> Extraction:
+    """Compute what is missing and seal the cache."""
+    from featcache.extraction import pipeline
+
+    extractor = job.extractor(settings.device)
+    cache = cache or _create(job, settings, dict(extractor.columns))
+    left = sum(len(part) for part in cache.todo())
+    if left < len(cache.plan):
+        notify(f"Going on with {cache.name}: {len(cache.plan) - left} of {len(cache.plan)} rows are there.")
+    batch_size = settings.batch_size or pipeline.default_batch_size(extractor)
+    start = time.perf_counter()
+    images = pipeline.run(
+        cache,
+        job.dataset,
+        extractor,
+        batch_size=batch_size,
+        workers=settings.workers,
+        max_pixels=job.request.max_pixels,
+        skip_bad=settings.on_bad_image == "skip",
+        progress=progress,
+    )
+    seconds = time.perf_counter() - start
+    found = _found(cache.path, cache.seal(), begin, hit=False)
+    found.images, found.extraction_seconds = images, seconds
+    facts = {"device": str(extractor.device), "batch_size": batch_size, "images": images, "seconds": seconds}
+    memory.record_session(settings.features_dir, cache.name, facts | {"total_seconds": found.seconds})
+    return found
+
+
+def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:
+    from featcache.extraction.estimate import check_space, needed_bytes
+    from featcache.store.cache import Cache
+
+    record, plan = job.record(columns, settings.rows_per_shard), job.plan()
+    itemsize = 2 if job.recipe.store_dtype == "float16" else 4
+    needed = needed_bytes(plan, columns, itemsize, record["rows_per_shard"], len(plan))
+    check_space(settings.features_dir, needed)
+    name = records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
+    return Cache.create(settings.features_dir / name, record, plan)
+
+
+def folder_with_key(features_dir: Path, key: str) -> Path | None:
+    """Return the cache folder with this key, whatever its name begins with.
+
+    Raises:
+        DamagedError, FormatError: a folder of that name cannot be read.
+    """
+    for path in sorted(features_dir.glob(f"*--{key[:10]}")):
+        if (path / records.RECIPE).is_file() and records.read_recipe(path)["key"] == key:
+            return path
+    return None
+
+
+def _found(path: Path, seal: dict[str, Any], begin: float, hit: bool = True) -> Extraction:
+    record = records.read_recipe(path)
+    order = [node["name"] for node in record["recipe"]["nodes"]]
+    return Extraction(
+        path=path,
+        hit=hit,
+        fingerprint=record["key"],
+        rows={split: seal["rows"][split] for split in SPLITS if split in seal["rows"]},
+        nodes={name: record["columns"][name] for name in order},
+        bytes=seal["bytes"],
+        bad_images=seal["bad"],
+        seconds=time.perf_counter() - begin,
+    )
+
+
+def _refuse_bad(found: Extraction, settings: Settings) -> None:
+    """A cache made with skipped images is no answer to somebody who wants none skipped."""
+    if found.bad_images and settings.on_bad_image == "error":
+        raise DatasetError(
+            f"{found.bad_images} images of {found.path.name} could not be read when it was made.",
+            f"See them with: featcache info {found.path.name}; accept them with --on-bad-image skip.",
+        )

@@ -1,0 +1,92 @@
+"""What a user asks for, before anything is opened. Light: a warm hit needs nothing heavier."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import OptionError
+
+PREPROCESS = ("auto", "weights", "squash")
+NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
+PRECISIONS = ("fp32", "bf16", "fp16")
+STORE_DTYPES = ("float16", "float32")
+ON_BAD_IMAGE = ("error", "skip")
+RECORDED = ("featcache", "torch", "torchvision", "numpy", "pillow", "h5py")
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of an extraction that decide what its features are; each as the user gives it.
+
+    Raises:
+        OptionError: a value is not one of those known.
+    """
+
+    dataset: str = "cifar10"
+    backbone: str = "vgg16"
+    weights: str = "DEFAULT"
+    layers: tuple[str, ...] = ()
+    pool: str | None = None
+    preprocess: str = "auto"
+    image_size: int | None = None
+    normalize: str = "weights"
+    precision: str = "fp32"
+    store_dtype: str = "float16"
+    limit: int | None = None
+    max_pixels: int = 50_000_000
+
+    def __post_init__(self) -> None:
+        for name, known in (
+            ("preprocess", PREPROCESS),
+            ("normalize", NORMALIZE),
+            ("precision", PRECISIONS),
+            ("store_dtype", STORE_DTYPES),
+        ):
+            if getattr(self, name) not in known:
+                raise OptionError(f"Unknown {name} {getattr(self, name)!r}.", f"Known: {', '.join(known)}.")
+        for name in ("image_size", "limit", "max_pixels"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the options as plain JSON values."""
+        return {**asdict(self), "layers": list(self.layers)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Request:
+        """Rebuild a request from `to_dict`."""
+        return cls(**{**plain, "layers": tuple(plain["layers"])})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of an extraction that change nothing in its features."""
+
+    features_dir: Path = Path("features")
+    data_dir: Path = Path("data")
+    device: str = "auto"
+    batch_size: int | None = None  # None: chosen for the device
+    workers: int | None = None  # None: one thread for each core
+    on_bad_image: str = "error"
+    rows_per_shard: int | None = None  # None: about 64 MiB, at most 4096 rows
+
+    def __post_init__(self) -> None:
+        if self.on_bad_image not in ON_BAD_IMAGE:
+            raise OptionError(
+                f"Unknown on_bad_image {self.on_bad_image!r}.", f"Known: {', '.join(ON_BAD_IMAGE)}."
+            )
+        for name in ("batch_size", "workers", "rows_per_shard"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"{name} must be at least 1, got {value}.")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that are recorded beside a recipe, without importing the libraries."""
+    from importlib import metadata
+
+    return {name: metadata.version(name) for name in RECORDED}

@@ -1,0 +1,123 @@
+"""From a request to its parts: the data set, the network with its weights, and the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featcache.backbones import catalogue, weights
+from featcache.backbones.preprocess import dataset_statistics, fit, resolve_preprocess
+from featcache.backbones.runtime import Extractor
+from featcache.errors import BadImageError, DatasetError
+from featcache.extraction.request import Request, versions
+from featcache.images.dataset import Dataset
+from featcache.images.sample import SPLITS
+from featcache.progress import Progress
+from featcache.recipe import Preprocess, Recipe
+from featcache.store.plan import Plan, rows_per_shard
+from featcache.store.records import cache_key
+
+
+@dataclass
+class Job:
+    """All that an extraction needs, opened and checked."""
+
+    request: Request
+    dataset: Dataset
+    recipe: Recipe
+    network: Any  # torch.nn.Module with its weights loaded
+    weights_files: tuple[Path, ...]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def key(self) -> str:
+        """The key of the cache."""
+        return cache_key(self.recipe.fingerprint, self.dataset.fingerprint)
+
+    def plan(self) -> Plan:
+        """Return the plan of the data set."""
+        data = self.dataset
+        return Plan(data.ids, data.labels, data.splits, data.content_hashes)
+
+    def extractor(self, device: str) -> Extractor:
+        """Return the backbone on a device."""
+        return Extractor(
+            self.network, self.recipe.nodes, self.recipe.preprocess, self.recipe.precision, device
+        )
+
+    def dataset_record(self) -> dict[str, Any]:
+        """Return what `recipe.json` says of the data set."""
+        return {
+            "name": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "classes": list(self.dataset.classes),
+            "rows": self.plan().counts(),
+            "ignored": list(self.dataset.ignored),
+        }
+
+    def record(self, columns: dict[str, int], shard_rows: int | None) -> dict[str, Any]:
+        """Return the content of `recipe.json`, but for the plan's hash."""
+        itemsize = 2 if self.recipe.store_dtype == "float16" else 4
+        widest = max(columns.values()) * itemsize
+        return {
+            "key": self.key,
+            "recipe": self.recipe.to_dict(),
+            "dataset": self.dataset_record(),
+            "columns": columns,
+            "rows_per_shard": shard_rows or rows_per_shard(widest),
+            "request": self.request.to_dict(),
+            "versions": versions(),
+        }
+
+
+def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
+    """Load the weights and decide every value of the recipe.
+
+    Raises:
+        BackboneError, WeightsError: the backbone, node or weights are unknown or do not fit.
+        DatasetError: an image cannot be read while measuring `normalize="dataset"`.
+    """
+    choice = weights.resolve(request.backbone, request.weights)
+    state, identity = weights.load(
+        request.backbone, choice, lambda done, total: progress("weights", done, total)
+    )
+    network = weights.assemble(request.backbone, state)
+    nodes = catalogue.resolve_nodes(request.backbone, network, request.layers, request.pool)
+
+    def preprocess(statistics: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Preprocess:
+        normalize = "none" if request.normalize == "dataset" and statistics is None else request.normalize
+        return resolve_preprocess(choice, request.preprocess, request.image_size, normalize, statistics)
+
+    step = preprocess(None)
+    if request.normalize == "dataset":
+        step = preprocess(_statistics(request, dataset, step, progress))
+    recipe = Recipe(
+        backbone=request.backbone,
+        weights=identity,
+        nodes=nodes,
+        preprocess=step,
+        precision=request.precision,
+        store_dtype=request.store_dtype,
+    )
+    return Job(request, dataset, recipe, network, tuple(choice.files()), list(choice.notes))
+
+
+def _statistics(
+    request: Request, dataset: Dataset, step: Preprocess, progress: Progress
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return each channel's mean and deviation over the training images, fitted as for the backbone."""
+    rows = [row for row, code in enumerate(dataset.splits.tolist()) if SPLITS[code] == "train"]
+
+    def images() -> Any:
+        for done, row in enumerate(rows, 1):
+            try:
+                yield fit(dataset.image(row, request.max_pixels), step)
+            except BadImageError:
+                continue  # extraction names it
+            finally:
+                progress("statistics", done, len(rows))
+
+    if not rows:
+        raise DatasetError(f"{dataset.name} has no training images to take mean and deviation from.")
+    return dataset_statistics(images())

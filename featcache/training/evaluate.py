@@ -1,0 +1,57 @@
+"""Evaluate a run: load the head from disk, predict every split it was not trained on, and report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featcache import metrics
+from featcache.errors import RunError
+from featcache.heads import saving
+from featcache.store.cache import Cache
+from featcache.store.table import has_split
+from featcache.training import fit, runs
+from featcache.training.predictions import Prediction, predict
+
+
+def evaluate(folder: Path) -> dict[str, Any]:
+    """Return a run's record with `val` and `test` metrics, per-class tables and confusion matrices.
+
+    The head is loaded from its file and refused if the cache beside it is not the one it was trained on.
+    Test metrics that the run did not have yet are added to it and to the ledger.
+
+    Raises:
+        HeadError: the head does not belong to the cache.
+        DamagedError: the head or a shard is damaged.
+        RunError: there is nothing to evaluate on.
+    """
+    record = runs.read_run(folder)
+    cache = Cache(folder.parent.parent)
+    data = runs.read_file(folder, record, runs.HEAD)
+    saving.check_fit(
+        saving.context_of(data),
+        fingerprint=cache.recipe.fingerprint,
+        node=record["node"],
+        columns=cache.columns.get(record["node"], 0),
+        classes=cache.classes,
+    )
+    head = saving.loads(data)
+    options = {**record["split"], "node": record["node"]}
+    splits = [split for split in ("val", "test") if has_split(cache, split, record["split"]["val_fraction"])]
+    if not splits:
+        raise RunError(
+            f"{cache.name} has neither a validation nor a test split.", "Train with --val-fraction .2."
+        )
+    predictions = [predict(head, cache.table(split, **options)) for split in splits]
+    if "test" in splits and record["test"] is None:
+        facts = {name: value for name, value in record.items() if name not in ("format", "files")}
+        record = fit.store(cache, folder, facts, head, predictions).record
+    return {**record, "details": {found.split: _details(found, cache.classes) for found in predictions}}
+
+
+def _details(found: Prediction, classes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "per_class": metrics.per_class(found.labels, found.proba, classes),
+        "confusion": metrics.confusion_matrix(found.labels, found.proba.argmax(1), len(classes)).tolist(),
+    }

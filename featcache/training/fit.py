@@ -1,0 +1,224 @@
+"""Train one head on a cache: tables → head → metrics → run folder → ledger."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from featcache import atomic
+from featcache.errors import OptionError, RunError
+from featcache.heads import saving
+from featcache.heads.base import Head
+from featcache.heads.catalogue import create, options
+from featcache.heads.neural import NetworkHead
+from featcache.heads.state import EpochReport, LayerRow, TrainingState
+from featcache.recipe import FORMAT
+from featcache.store import records
+from featcache.store.cache import Cache
+from featcache.store.table import Table, has_split
+from featcache.training import checkpoints, runs
+from featcache.training.cost import peak_gpu_bytes, peak_rss_bytes
+from featcache.training.ledger import Ledger
+from featcache.training.predictions import Prediction, predict
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Training:
+    """What to train: the head, its parameters, and the rows it sees."""
+
+    head: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    node: str | None = None
+    val_fraction: float = 0.2
+    split_seed: int = 42
+    split_mode: str = "random"
+    test: bool = False
+    keep_checkpoints: int = 0
+
+    def split_options(self) -> dict[str, Any]:
+        """Return the options that `cache.table` takes."""
+        return {
+            "node": self.node,
+            "val_fraction": self.val_fraction,
+            "split_seed": self.split_seed,
+            "split_mode": self.split_mode,
+        }
+
+
+@dataclass
+class Trained:
+    """A finished run: its record and the head."""
+
+    record: dict[str, Any]
+    head: Head
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What may be told while a head trains: its layers before the start, and each epoch after it."""
+
+    layers: Callable[[list[LayerRow]], None] = lambda rows: None
+    epoch: Callable[[EpochReport], None] = lambda report: None
+
+
+def train(cache: Cache, training: Training, watch: Watch = Watch()) -> Trained:
+    """Train a head and store the run.
+
+    The validation split decides when to stop and which epoch is best; the test split is read only at
+    the end, and only if asked for.
+
+    Raises:
+        HeadError: the head or a parameter is unknown, or the training failed.
+        CacheError: the cache is not finished or has no rows for a split.
+        DamagedError: a shard differs from what was committed.
+    """
+    run = runs.new_id(training.head)
+    return _train(cache, training, run, watch, None)
+
+
+def resume(
+    features_dir: Path,
+    name: str,
+    epochs: int | None = None,
+    watch: Watch = Watch(),
+) -> Trained:
+    """Go on with an interrupted training from its last checkpoint.
+
+    Args:
+        features_dir: where the caches are.
+        name: the run.
+        epochs: train up to so many epochs instead of the number first asked for.
+        watch: told of the layers and of each epoch.
+
+    Raises:
+        RunError: there is no such run, it kept no checkpoints, or it is finished.
+    """
+    folder = runs.find_run(features_dir, name, unfinished=True)
+    try:
+        config = records.read(folder / CONFIG)
+    except FileNotFoundError:
+        raise RunError(
+            f"The run {folder.name} kept no checkpoints.",
+            "Train with --keep-checkpoints 5 to be able to resume.",
+        ) from None
+    asked = dict(config["training"])
+    if (folder / runs.RUN).exists() and epochs is None:
+        raise RunError(f"The run {folder.name} is finished.", "Give --epochs to train it for longer.")
+    if epochs is not None:
+        asked["params"] = {**asked["params"], "epochs": epochs}
+    params = asked["params"]
+    if isinstance(params.get("hidden"), list):
+        params["hidden"] = tuple(params["hidden"])
+    state = checkpoints.latest(folder)
+    return _train(Cache(folder.parent.parent), Training(**asked), folder.name, watch, state)
+
+
+def _train(cache: Cache, training: Training, run: str, watch: Watch, state: TrainingState | None) -> Trained:
+    head = create(training.head, **training.params)
+    folder = runs.folder_of(cache.path, run)
+    hooks = _hooks(training, folder, watch, state)
+    if training.test and not has_split(cache, "test"):
+        raise OptionError(f"{cache.name} has no test split.", "Train without --test.")
+    table = cache.table("train", **training.split_options())
+    val = None
+    if has_split(cache, "val", training.val_fraction):
+        val = cache.table("val", **training.split_options())
+    if isinstance(head, NetworkHead):
+        watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
+    begin = time.perf_counter()
+    validation = {} if val is None else {"X_val": val.X, "y_val": val.y}
+    head.fit(table.X, table.y, **validation, **hooks)
+    seconds = time.perf_counter() - begin
+    facts = _facts(cache, training, run, head, table, seconds)
+    tables = {} if val is None else {"val": val}
+    if training.test:
+        tables["test"] = cache.table("test", **training.split_options())
+    return store(cache, folder, facts, head, [predict(head, table) for table in tables.values()])
+
+
+def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState | None) -> dict[str, Any]:
+    """Return the arguments of `fit` that only heads trained by epochs take."""
+    by_epochs = "epochs" in options(training.head)
+    if not by_epochs:
+        if training.keep_checkpoints:
+            raise OptionError(
+                f"A {training.head} head is not trained by epochs: there are no checkpoints to keep."
+            )
+        return {}
+    if training.keep_checkpoints:
+        atomic.make_folder(folder)
+        config = {"format": FORMAT, "training": {**asdict(training), "params": dict(training.params)}}
+        atomic.write(folder / CONFIG, records.to_bytes(config))
+
+    def each(report: EpochReport) -> None:
+        if training.keep_checkpoints:
+            checkpoints.keep(folder, report.state(), training.keep_checkpoints)
+        watch.epoch(report)
+
+    return {"on_epoch": each, "resume": state}
+
+
+def context_of(cache: Cache, node: str) -> dict[str, Any]:
+    """Return what a head must be told to refuse features it was not trained on."""
+    return {
+        "fingerprint": cache.recipe.fingerprint,
+        "node": node,
+        "columns": cache.columns[node],
+        "classes": list(cache.classes),
+        "backbone": cache.recipe.backbone,
+    }
+
+
+def _facts(
+    cache: Cache, training: Training, run: str, head: Head, table: Table, seconds: float
+) -> dict[str, Any]:
+    return {
+        "run": run,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cache": cache.name,
+        "key": cache.key,
+        "dataset": cache.record["dataset"]["name"],
+        "backbone": cache.recipe.backbone,
+        "node": table.node,
+        "columns": table.columns,
+        "head": training.head,
+        "params": {name: _plain(value) for name, value in head.get_params(deep=False).items()},
+        "split": {key: value for key, value in training.split_options().items() if key != "node"},
+        "train_rows": len(table),
+        "epochs": getattr(head, "n_epochs_", None),
+        "best_epoch": getattr(head, "best_epoch_", None),
+        "fit_seconds": round(seconds, 4),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "peak_gpu_bytes": peak_gpu_bytes(),
+        "notes": list(getattr(head, "notes_", ())),
+        "versions": {
+            name: metadata.version(name) for name in ("featcache", "torch", "numpy", "scikit-learn")
+        },
+    }
+
+
+def store(
+    cache: Cache, folder: Path, facts: Mapping[str, Any], head: Head, predictions: Sequence[Prediction]
+) -> Trained:
+    """Write a run with its predictions and their metrics, and put it into the ledger."""
+    whole: dict[str, Any] = {**facts, "val": None, "test": None}
+    arrays: dict[str, Any] = {}
+    for prediction in predictions:
+        whole[prediction.split] = prediction.summary(cache.classes)
+        arrays |= prediction.arrays()
+    data = saving.dumps(head, context_of(cache, facts["node"]))
+    record = runs.write_run(folder, whole, data, getattr(head, "history_", []), arrays)
+    Ledger(cache.path.parent).record(record)
+    return Trained(record, head, folder)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value

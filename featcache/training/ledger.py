@@ -1,0 +1,153 @@
+"""The ledger: one row a run, over all caches, in SQLite. An index of the run folders, which are the truth."""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from featcache.errors import CacheError, OptionError
+from featcache.training.runs import all_runs, readable
+
+FILE = "ledger.sqlite"
+VERSION = 1
+# column → its SQL type and where in a run's record it stands
+COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "run": ("TEXT PRIMARY KEY", ("run",)),
+    "created": ("TEXT", ("created",)),
+    "cache": ("TEXT", ("cache",)),
+    "dataset": ("TEXT", ("dataset",)),
+    "backbone": ("TEXT", ("backbone",)),
+    "node": ("TEXT", ("node",)),
+    "head": ("TEXT", ("head",)),
+    "val_accuracy": ("REAL", ("val", "accuracy")),
+    "val_macro_f1": ("REAL", ("val", "macro_f1")),
+    "val_log_loss": ("REAL", ("val", "log_loss")),
+    "test_accuracy": ("REAL", ("test", "accuracy")),
+    "test_macro_f1": ("REAL", ("test", "macro_f1")),
+    "test_log_loss": ("REAL", ("test", "log_loss")),
+    "epochs": ("INTEGER", ("epochs",)),
+    "best_epoch": ("INTEGER", ("best_epoch",)),
+    "fit_seconds": ("REAL", ("fit_seconds",)),
+    "peak_rss_bytes": ("INTEGER", ("peak_rss_bytes",)),
+    "params": ("TEXT", ("params",)),
+}
+_CONDITION = re.compile(r"(\w+)\s*(!=|<=|>=|=|<|>|~)\s*(.*)")
+
+
+class Ledger:
+    """The ledger of a features folder; made when the first run is recorded.
+
+    Raises:
+        CacheError: the file is no ledger, or of an unknown version.
+    """
+
+    def __init__(self, features_dir: Path) -> None:
+        self.features_dir = features_dir
+        self.path = features_dir / FILE
+
+    def record(self, run: Mapping[str, Any]) -> None:
+        """Add a run, or replace it where it is known."""
+        with self._open() as db:
+            _insert(db, run)
+
+    def rebuild(self) -> int:
+        """Make the ledger anew from the run folders; return how many runs there are."""
+        found = list(readable(all_runs(self.features_dir)))
+        with self._open() as db:
+            db.execute("DELETE FROM runs")
+            for run in found:
+                _insert(db, run)
+        return len(found)
+
+    def runs(
+        self, where: Sequence[str] = (), sort: str = "created", limit: int | None = None
+    ) -> list[dict[str, Any]]:
+        """Return runs as rows.
+
+        Args:
+            where: conditions such as "head=mlp", "val_accuracy>=.7", "cache~vgg16" (contains); all must hold.
+            sort: a column, smallest first; "-column" for largest first.
+            limit: at most so many.
+
+        Raises:
+            OptionError: a condition or column is unknown.
+        """
+        if not self.path.exists():
+            return []
+        clauses, values = _conditions(where)
+        column = _column(sort.removeprefix("-"))
+        order = "DESC" if sort.startswith("-") else "ASC"
+        query = f"SELECT * FROM runs WHERE {clauses} ORDER BY {column} IS NULL, {column} {order}, run LIMIT ?"
+        with self._open() as db:
+            rows = db.execute(query, [*values, -1 if limit is None else limit]).fetchall()
+        return [{**dict(row), "params": json.loads(row["params"])} for row in rows]
+
+    @contextmanager
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        try:
+            # The rollback journal, not WAL: it works on network file systems. Writers wait for each other.
+            with closing(sqlite3.connect(self.path, timeout=60)) as db:
+                db.row_factory = sqlite3.Row
+                self._prepare(db)
+                with db:
+                    yield db
+        except sqlite3.Error as error:
+            raise CacheError(
+                f"Cannot use the ledger {self.path}: {error}.",
+                "The runs themselves are safe; move the file away and run: featcache runs --rebuild.",
+            ) from error
+
+    def _prepare(self, db: sqlite3.Connection) -> None:
+        version = int(db.execute("PRAGMA user_version").fetchone()[0])
+        if version == VERSION:
+            return
+        if version != 0:
+            raise CacheError(
+                f"The ledger {self.path} has version {version}; this featcache knows {VERSION}.",
+                "Use a newer featcache, or move the file away and run: featcache runs --rebuild.",
+            )
+        columns = ", ".join(f"{name} {kind}" for name, (kind, _) in COLUMNS.items())
+        with db:
+            db.execute(f"CREATE TABLE IF NOT EXISTS runs ({columns})")
+            db.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def _insert(db: sqlite3.Connection, run: Mapping[str, Any]) -> None:
+    values = [_value(run, where) for _, where in COLUMNS.values()]
+    marks = ", ".join("?" * len(values))
+    db.execute(f"INSERT OR REPLACE INTO runs ({', '.join(COLUMNS)}) VALUES ({marks})", values)
+
+
+def _value(run: Mapping[str, Any], where: Sequence[str]) -> Any:
+    value: Any = run
+    for key in where:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return json.dumps(value, sort_keys=True) if where == ("params",) else value
+
+
+def _conditions(where: Sequence[str]) -> tuple[str, list[Any]]:
+    clauses, values = ["1"], []
+    for text in where:
+        match = _CONDITION.fullmatch(text.strip())
+        if match is None:
+            raise OptionError(
+                f"Cannot read the condition {text!r}.", "Write it as column=value, e.g. head=mlp."
+            )
+        column, operator, value = match.groups()
+        if operator == "~":
+            clauses.append(f"instr({_column(column)}, ?) > 0")
+        else:
+            clauses.append(f"{_column(column)} {operator} ?")
+        values.append(value)
+    return " AND ".join(clauses), values
+
+
+def _column(name: str) -> str:
+    if name not in COLUMNS:
+        raise OptionError(f"Unknown column {name!r}.", f"Known: {', '.join(COLUMNS)}.")
+    return name

@@ -1,0 +1,49 @@
+"""Predictions of a head on a table, with a probability for every class of the data set, and their metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache import metrics
+from featcache.heads.base import Head
+from featcache.store.table import Table
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Probabilities of one split.
+
+    `proba` is (N, C) float32 over the classes of the data set; a class the head never saw has 0.
+    """
+
+    split: str
+    rows: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    proba: NDArray[np.float32]
+    seconds: float
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays as they are stored."""
+        names: dict[str, NDArray[Any]] = {"row": self.rows, "label": self.labels, "proba": self.proba}
+        return {f"{self.split}/{name}": array for name, array in names.items()}
+
+    def summary(self, classes: Sequence[str]) -> dict[str, Any]:
+        """Return the metrics of the split and the seconds it took to predict."""
+        found = metrics.summary(self.labels, self.proba, classes)
+        return {**found, "predict_seconds": round(self.seconds, 4)}
+
+
+def predict(head: Head, table: Table) -> Prediction:
+    """Return the head's probabilities on a table."""
+    begin = time.perf_counter()
+    known = np.asarray(head.predict_proba(table.X), dtype=np.float32)
+    seconds = time.perf_counter() - begin
+    proba = np.zeros((len(table), len(table.classes)), dtype=np.float32)
+    proba[:, head.classes_.astype(np.int64)] = known
+    return Prediction(table.split, table.rows, table.y, proba, seconds)

@@ -6,7 +6,6 @@ E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machin
 from __future__ import annotations
 
 import hashlib
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,6 +21,8 @@ class DigitsSource:
 
     def stat_digest(self) -> str:
         """Return a digest of scikit-learn's version."""
+        from importlib.metadata import version
+
         return hashlib.sha256(f"digits of scikit-learn {version('scikit-learn')}".encode()).hexdigest()
 
     def newest_ns(self) -> int:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import shutil
-import socket
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -103,6 +100,9 @@ class OfficialSource:
 
     def _fetch(self) -> None:
         """Download and unpack beside the final place: a broken download is never taken for the set."""
+        import shutil  # this and `socket` below cost a warm hit more than all else here
+        import tempfile
+
         stage: Path | None = None
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -118,13 +118,13 @@ class OfficialSource:
                 shutil.rmtree(stage, ignore_errors=True)
 
     def _publish(self, made: Path, final: Path) -> None:
-        with contextlib.suppress(FileExistsError):
-            if not final.exists():
-                try:
-                    made.rename(final)
-                except OSError:
-                    if not final.exists():  # else another process was first, and its copy is as good
-                        raise
+        if final.exists():
+            return
+        try:
+            made.rename(final)
+        except OSError:
+            if not final.exists():  # else another process was first, and its copy is as good
+                raise
 
     def _absent(self, what: str) -> DatasetError:
         kept = " and ".join(self._set.kept)
@@ -171,6 +171,8 @@ def _classes(part: Any, count: int) -> tuple[str, ...]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Let torchvision draw its progress bar on a terminal only, and not wait for ever for a silent server."""
+    import socket
+
     before = socket.getdefaulttimeout()
     terminal = sys.stderr is not None and sys.stderr.isatty()
     silence = contextlib.nullcontext() if terminal else contextlib.redirect_stderr(io.StringIO())

@@ -20,7 +20,6 @@ from featcache.heads.rows import Rows
 from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, layer_rows, plain
 from featcache.stopping import EarlyStopping
 
-
 _SMALL_STEP = 1 << 25  # operations; a millisecond of a core
 
 

@@ -23,7 +23,8 @@ class KNNHead(Head):
 
     `metric` is "cosine" (the usual kNN probe of frozen features, Wu et al. 2018) or "euclidean". Columns are
     not standardised unless asked for: their natural sizes are what the backbone's similarity rests on.
-    Probabilities are the fractions of votes. k is clipped to the number of training rows. Products are taken
+    Probabilities are the fractions of votes. k is clipped to the number of training rows; of
+    rows equally far at the k-th place any may be taken. Products are taken
     in blocks, so that no (N, N) matrix and no copy of the table is made.
 
     Fitted: `rows_` (N, D), the array given to fit where its type allows it, and `row_classes_` (N,).

@@ -115,6 +115,7 @@ def _failed(url: str, path: Path, error: Exception) -> WeightsError:
         )
     reason = getattr(error, "reason", None) or str(error) or type(error).__name__
     if isinstance(error, urllib.error.HTTPError):
+        error.close()  # it is also the open response
         reason = f"the server answered {error.code} {error.reason}"
     return WeightsError(
         f"The official weights are not on this machine and cannot be fetched from {url}: {reason}.",

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache import recipe
-from featcache.backbones import catalogue, download, statefile
+from featcache.backbones import catalogue, download, initial, statefile
 from featcache.backbones.statefile import State
 from featcache.errors import OptionError, WeightsError
 
@@ -145,18 +145,12 @@ def load(
         WeightsError: they cannot be fetched or read, have the wrong hash, or do not fit the backbone.
     """
     if choice.seed is not None:
-        state = _random(name, choice.seed)
+        state = initial.random_network(name, choice.seed).state_dict()
     else:
         if choice.url:
             _provide(choice, progress)
         state = _from_file(name, choice)
     return state, recipe.Weights(choice.name, statefile.content_hash(state))
-
-
-def _random(name: str, seed: int) -> State:
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return catalogue.build(name).state_dict()
 
 
 def _provide(choice: WeightsChoice, progress: download.Progress | None) -> None:

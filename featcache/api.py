@@ -10,7 +10,8 @@ from typing import Any
 from featcache.extraction import extract as extraction
 from featcache.extraction.request import Request, Settings
 from featcache.progress import Progress, silent
-from featcache.store.cache import Cache, find_cache
+from featcache.store.cache import Cache
+from featcache.store.folders import find_cache
 from featcache.training import evaluate as evaluation
 from featcache.training import fit, runs
 
@@ -94,7 +95,7 @@ def train_head(
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    opened = cache if isinstance(cache, Cache) else find_cache(Path(features_dir), cache)
+    opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
     return fit.train(opened, fit.Training(head, params, node, val_fraction, split_seed, split_mode, test))
 
 

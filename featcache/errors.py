@@ -69,6 +69,8 @@ class MissingExtraError(FeatcacheError, ImportError):
     """An optional dependency is not installed."""
 
 
-def unknown(what: str, got: str, known: Iterable[str], error: type[FeatcacheError] = OptionError) -> FeatcacheError:
+def unknown(
+    what: str, got: str, known: Iterable[str], error: type[FeatcacheError] = OptionError
+) -> FeatcacheError:
     """Return the error for a name that is not in a list: "Unknown head 'lin'. Known: knn, linear."."""
     return error(f"Unknown {what} {got!r}.", f"Known: {', '.join(sorted(known))}.")

@@ -54,7 +54,9 @@ class Decoding:
 class Preprocess:
     """How RGB pixels become the backbone's input; sizes in pixels, mean and std of pixels scaled to 0..1."""
 
-    mode: str  # "squash": to (crop, crop); "weights": shorter side to `resize`, centre crop; "auto": see below
+    mode: (
+        str  # "squash": to (crop, crop); "weights": shorter side to `resize`, centre crop; "auto": see below
+    )
     resize: int
     crop: int
     interpolation: str = "bilinear"  # Pillow's, with antialiasing

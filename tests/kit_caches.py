@@ -49,7 +49,7 @@ def empty_cache(
     columns = columns or {"flatten": 16}
     made = recipe(dict.fromkeys(columns, "flatten"), store_dtype)
     rows = plan(counts)
-    fingerprint = sha256_of([list(rows.ids), rows.labels.tolist(), rows.hashes.tolist()])
+    fingerprint = sha256_of([name, list(rows.ids), rows.labels.tolist(), rows.hashes.tolist()])
     key = cache_key(made.fingerprint, fingerprint)
     record = {
         "key": key,
@@ -82,11 +82,11 @@ def fill(cache: Cache, bad: dict[int, str] | None = None) -> Cache:
     return cache
 
 
-def separable_cache(folder: Path, n: int = 240, width: int = 12, seed: int = 0, test: int = 60) -> Cache:
+def separable_cache(
+    folder: Path, n: int = 240, width: int = 12, seed: int = 0, test: int = 60, name: str = "easy"
+) -> Cache:
     """A finished cache whose three classes a head can tell apart."""
-    cache = empty_cache(
-        folder, {"train": n, "test": test}, {"flatten": width}, rows_per_shard=64, name="easy"
-    )
+    cache = empty_cache(folder, {"train": n, "test": test}, {"flatten": width}, rows_per_shard=64, name=name)
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(3, width)) * 2
     for part in cache.todo():

@@ -223,7 +223,9 @@ def test_changed_data_misses(request_: Request, settings: Settings, tmp_path: Pa
     assert any("same recipe, data differs" in note for note in notes)
 
 
-def test_other_weights_under_the_same_name_miss(request_: Request, settings: Settings, tmp_path: Path) -> None:
+def test_other_weights_under_the_same_name_miss(
+    request_: Request, settings: Settings, tmp_path: Path
+) -> None:
     file = tmp_path / "weights.safetensors"
     network = _network()
     save_file(network.state_dict(), file)
@@ -304,7 +306,9 @@ def test_killed_at_any_moment_and_resumed_it_is_the_uninterrupted_one(tmp_path: 
     while killed < 5:
         process = subprocess.Popen([*command, str(part)])
         before = len(list(part.glob("*/commits/*.json")))
-        while process.poll() is None and len(list(part.glob("*/commits/*.json"))) < before + rng.randint(1, 3):
+        while process.poll() is None and len(list(part.glob("*/commits/*.json"))) < before + rng.randint(
+            1, 3
+        ):
             time.sleep(0.005)
         time.sleep(rng.random() * 0.03)
         process.kill()
@@ -358,7 +362,9 @@ def _with_bad_images(root: Path) -> Path:
     return folder
 
 
-def test_a_bad_image_stops_the_run_and_is_named(request_: Request, settings: Settings, tmp_path: Path) -> None:
+def test_a_bad_image_stops_the_run_and_is_named(
+    request_: Request, settings: Settings, tmp_path: Path
+) -> None:
     folder = _with_bad_images(tmp_path / "photos")
     with pytest.raises(DatasetError, match=r"Cannot read the image train/bee/bad1.png") as error:
         extract(replace(request_, dataset=f"folder:{folder}"), settings)
@@ -389,7 +395,7 @@ def test_bad_images_are_skipped_listed_and_never_invented(
         atol=2e-3,
     )
     # Who wants none skipped is told.
-    with pytest.raises(DatasetError, match="3 images .* could not be read"):
+    with pytest.raises(DatasetError, match=r"3 images .* could not be read"):
         extract(asked, settings)
 
 

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from featcache.errors import CacheError, DamagedError, FeatcacheError, FormatError, OptionError
 from featcache.store import records, shard
-from featcache.store.cache import Cache, find_cache
+from featcache.store.cache import Cache
+from featcache.store.folders import find_cache
 from featcache.store.mapping import one_array
 from featcache.store.plan import Plan, rows_per_shard
 from tests.kit_caches import empty_cache, features, fill, plan
@@ -353,9 +354,9 @@ class TestHostileShards:
 def test_caches_are_found_by_any_part_of_their_name(tmp_path: Path) -> None:
     a = fill(empty_cache(tmp_path, COUNTS))
     b = fill(empty_cache(tmp_path, COUNTS, {"flatten": 8}, store_dtype="float32", name="birds"))
-    assert find_cache(tmp_path, a.name).path == a.path
-    assert find_cache(tmp_path, "birds").path == b.path
-    assert find_cache(tmp_path, str(b.path)).path == b.path
+    assert find_cache(tmp_path, a.name) == a.path
+    assert find_cache(tmp_path, "birds") == b.path
+    assert find_cache(tmp_path, str(b.path)) == b.path
     with pytest.raises(CacheError, match="names 2 caches"):
         find_cache(tmp_path, "resnet18")
     with pytest.raises(CacheError, match=f"No cache 'dogs' .*{a.name}"):

@@ -1,4 +1,4 @@
-"""`featcache ls`, `info` and `verify`: what caches there are, what is in them, and whether they are whole."""
+"""`featcache ls` and `featcache info`: what caches there are, and what is in them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from featcache.commands import options
-from featcache.commands.output import duration, progress_bar, say, show, show_json, show_table, size
-from featcache.errors import DamagedError, FeatcacheError
+from featcache.commands.output import duration, say, show, show_json, show_table, size
+from featcache.errors import FeatcacheError
 
 
 @click.command(short_help="List the caches, or the data sets known by name.")
@@ -21,7 +21,7 @@ def ls(datasets: bool, features_dir: Path, as_json: bool) -> None:
     if datasets:
         _list_datasets(as_json)
         return
-    from featcache.store.cache import caches_in
+    from featcache.store.folders import caches_in
 
     found = [_line(path) for path in caches_in(features_dir)]
     if as_json:
@@ -106,9 +106,8 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
                 show(f"    and {len(listed) - 20} more (--json lists all)")
     for session in facts["sessions"]:
         rate = session["images"] / max(session["seconds"], 1e-9)
-        show(
-            f"\n  extracted {session['images']} images in {duration(session['seconds'])} ({rate:.1f}/s) on {session['device']}"
-        )
+        took = f"{duration(session['seconds'])} ({rate:.1f}/s) on {session['device']}"
+        show(f"\n  extracted {session['images']} images in {took}")
     if facts["runs"]:
         show("\n  heads")
         show_table(
@@ -155,61 +154,3 @@ def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
                 (f"{prefix}{name}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
             )
     return lines
-
-
-@click.command(short_help="Check every shard against its record; exit 1 if one is damaged.")
-@click.argument("cache", required=False)
-@click.option("--repair", is_flag=True, help="Compute damaged and missing shards again, and only those.")
-@click.option("--dataset", help="With --repair: where the images are now, if they were moved.")
-@options.device
-@options.data_dir
-@options.features_dir
-@options.as_json
-def verify(
-    cache: str | None,
-    repair: bool,
-    dataset: str | None,
-    device: str,
-    data_dir: Path,
-    features_dir: Path,
-    as_json: bool,
-) -> None:
-    """Read every byte of a cache and compare it with what was committed.
-
-    CACHE is a cache's name or part of it; without it, the one used last.
-    """
-    from featcache.commands.train import open_cache
-
-    opened = open_cache(features_dir, cache)
-    repaired: list[str] = []
-    if repair:
-        from featcache.extraction.repair import repair as run_repair
-        from featcache.extraction.request import Settings
-
-        with progress_bar(as_json) as progress:
-            repaired = run_repair(opened.path, Settings(features_dir, data_dir, device), dataset, progress)
-    wrong = {part.name: why for part, why in opened.verify() if why}
-    if opened.sealed() is None and not wrong:
-        wrong["seal"] = "the seal is missing: featcache verify --repair writes it"
-    if as_json and not wrong:
-        show_json(
-            {
-                "cache": str(opened.path),
-                "shards": len(opened.shards()),
-                "damaged": wrong,
-                "repaired": repaired,
-            }
-        )
-    elif not as_json:
-        for name in repaired:
-            show(f"repaired  {name}")
-        for name, why in wrong.items():
-            show(f"damaged   {name}: {why}")
-        show(f"{len(opened.shards()) - len(wrong)} of {len(opened.shards())} shards are good.")
-    if wrong:
-        first = next(iter(wrong))
-        raise DamagedError(
-            f"{len(wrong)} of {len(opened.shards())} shards of {opened.name} are damaged or missing: {', '.join(list(wrong)[:5])}"
-            f"{' …' if len(wrong) > 5 else ''}. {first}: {wrong[first]}",
-            f"Run: featcache verify {opened.name} --repair.",
-        )

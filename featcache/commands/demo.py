@@ -42,7 +42,9 @@ def demo(data_dir: Path, features_dir: Path, as_json: bool) -> None:
     say("3. train heads on the cached features, and one on the raw pixels")
     rows = [*_on_features(found.path), _on_pixels(found.path, data_dir)]
     if as_json:
-        show_json({"weights": weights, "extract": found.to_dict(), "hit_seconds": again.seconds, "rows": rows})
+        show_json(
+            {"weights": weights, "extract": found.to_dict(), "hit_seconds": again.seconds, "rows": rows}
+        )
         return
     columns = ["head", "features", "val_accuracy", "test_accuracy", "fit_seconds"]
     show_table(columns, [[row[name] for name in columns] for row in rows], right=columns[2:])

@@ -1,4 +1,4 @@
-"""The keys of every `--json` answer. docs/cli.md is made from this table, and a test holds the commands to it."""
+"""The keys of every `--json` answer: docs/cli.md is made from them, and a test holds the commands to them."""
 
 from __future__ import annotations
 

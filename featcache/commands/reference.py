@@ -9,8 +9,9 @@ from featcache.commands.root import root
 
 _HEAD = """# Command line
 
-Made from the program itself by `make docs`; a test compares. Data goes to stdout, notes and progress to
-stderr. Exit code 0: done; 1: failed, with one sentence that says what, where and what next; 2: called wrongly.
+Made from the program itself by `make docs`; a test compares. Data goes to stdout, notes and progress
+to stderr. Exit code 0: done; 1: failed, with one sentence that says what, where and what next; 2: called
+wrongly.
 """
 
 

@@ -21,7 +21,7 @@ COMMANDS = {
     "runs": "runs:runs",
     "ls": "caches:ls",
     "info": "caches:info",
-    "verify": "caches:verify",
+    "verify": "verify:verify",
     "layers": "layers:layers",
     "doctor": "doctor:doctor",
 }

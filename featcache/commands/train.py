@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +91,8 @@ def train_head(
         chosen["patience"] = None
     with progress_bar(as_json) as progress:
         watch = fit.Watch(
-            layers=show_layers, epoch=lambda report: progress("epoch", report.epoch, report.epochs)
+            layers=(lambda rows: None) if as_json else show_layers,
+            epoch=lambda report: progress("epoch", report.epoch, report.epochs),
         )
         if resume is not None:
             trained = fit.resume(features_dir, resume, chosen.get("epochs"), watch)
@@ -113,11 +113,12 @@ def open_cache(features_dir: Path, name: str | None) -> Any:
     Raises:
         CacheError: there is none, or several match; those there are are listed.
     """
-    from featcache.store.cache import find_cache
+    from featcache.store.cache import Cache
+    from featcache.store.folders import find_cache
     from featcache.store.recent import last_used, mark_used
 
     chosen = name if name is not None else last_used(features_dir)
-    cache = find_cache(features_dir, chosen if chosen is not None else "")
+    cache = Cache(find_cache(features_dir, chosen or ""))
     if name is None:
         say(f"cache {cache.name} (used last; another one: --cache)")
     mark_used(features_dir, cache.name)
@@ -143,13 +144,13 @@ def result(record: dict[str, Any]) -> dict[str, Any]:
 
 def show_layers(rows: Any) -> None:
     """Write the table of layers with their trainable and frozen parameters to stderr."""
-    if not sys.stderr.isatty():
-        return
-    width = max(len(row.name) for row in rows)
+    wide = max(len(row.name) for row in rows)
+    say(f"{'layer':<{wide}}  {'kind':<14}  {'shape':<14} {'trainable':>10} {'frozen':>10}")
     for row in rows:
-        say(
-            f"{row.name:<{width}}  {row.kind:<10}  {row.shape!s:<16} {row.trainable:>10,} trainable {row.frozen:>8,} frozen"
-        )
+        shape = " × ".join(map(str, row.shape))
+        say(f"{row.name:<{wide}}  {row.kind:<14}  {shape:<14} {row.trainable:>10,} {row.frozen:>10,}")
+    trainable, frozen = sum(row.trainable for row in rows), sum(row.frozen for row in rows)
+    say(f"{'all':<{wide}}  {'':<14}  {'':<14} {trainable:>10,} {frozen:>10,}\n")
 
 
 def _show(record: dict[str, Any]) -> None:
@@ -201,11 +202,14 @@ def evaluate(run: str, features_dir: Path, as_json: bool) -> None:
     ]
     show_table(columns, rows, right=columns[1:])
     if len(rows) <= 20:
-        names = [row["class"] for row in details["per_class"]]
-        show("\nconfusion: rows are the true class, columns the predicted one")
-        show_table(["", *(str(i) for i in range(len(names)))],
-                   [[f"{i} {name}", *line] for i, (name, line) in enumerate(zip(names, details["confusion"], strict=True))],
-                   right=[str(i) for i in range(len(names))])  # fmt: skip
+        _show_confusion([row["class"] for row in details["per_class"]], details["confusion"])
+
+
+def _show_confusion(names: list[str], counts: list[list[int]]) -> None:
+    show("\nconfusion: rows are the true class, columns the predicted one")
+    numbers = [str(number) for number in range(len(names))]
+    lines = [[f"{number} {name}", *line] for number, name, line in zip(numbers, names, counts, strict=True)]
+    show_table(["", *numbers], lines, right=numbers)
 
 
 def _number(text: str, flag: str) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from featcache.errors import FeatcacheError
 from featcache.recipe import differences
 from featcache.store import records
-from featcache.store.cache import caches_in
+from featcache.store.folders import caches_in
 
 
 def explain_miss(features_dir: Path, recipe: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[str]:

@@ -238,7 +238,7 @@ class Cache:
                 yield part, ""
 
     def discard_damaged_records(self) -> None:
-        """Remove commit records that cannot be read or do not fit, and the seal; their shards are todo again."""
+        """Remove commit records that cannot be read or do not fit, and the seal: those shards are todo."""
         planned = {part.name: part for part in self.shards()}
         for path in sorted((self.path / records.COMMITS).glob("*.json")):
             try:
@@ -290,34 +290,3 @@ class Cache:
 
 def _fits(commit: Commit, part: ShardPlan) -> bool:
     return (commit.first, commit.last, commit.rows) == (part.first, part.stop - 1, len(part))
-
-
-def caches_in(features_dir: Path) -> list[Path]:
-    """Return the folders of all caches in a features folder, in order of name."""
-    if not features_dir.is_dir():
-        return []
-    return sorted(path for path in features_dir.iterdir() if (path / records.RECIPE).is_file())
-
-
-def find_cache(features_dir: Path, name: str) -> Cache:
-    """Return the cache with this name, folder, or unambiguous part of a name.
-
-    Raises:
-        CacheError: none or several match; the message lists those there are.
-    """
-    if (Path(name) / records.RECIPE).is_file():
-        return Cache(name)
-    there = caches_in(features_dir)
-    exact = [path for path in there if path.name == name]
-    matching = exact or [path for path in there if name in path.name]
-    if len(matching) == 1:
-        return Cache(matching[0])
-    listed = ", ".join(path.name for path in (matching or there)) or "none yet"
-    if matching:
-        raise CacheError(
-            f"{name!r} names {len(matching)} caches in {features_dir}: {listed}.", "Give more of the name."
-        )
-    raise CacheError(
-        f"No cache {name!r} in {features_dir}. There: {listed}.",
-        "Make one with: featcache extract --backbone vgg16.",
-    )

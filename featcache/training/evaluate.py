@@ -53,5 +53,5 @@ def evaluate(folder: Path) -> dict[str, Any]:
 def _details(found: Prediction, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "per_class": metrics.per_class(found.labels, found.proba, classes),
-        "confusion": metrics.confusion_matrix(found.labels, found.proba.argmax(1), len(classes)).tolist(),
+        "confusion": metrics.confusion_matrix(found.labels, found.proba).tolist(),
     }

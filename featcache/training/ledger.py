@@ -77,10 +77,10 @@ class Ledger:
         Raises:
             OptionError: a condition or column is unknown.
         """
-        if not self.path.exists():
-            return []
         clauses, values = _conditions(where)
         column = _column(sort.removeprefix("-"))
+        if not self.path.exists():
+            return []
         order = "DESC" if sort.startswith("-") else "ASC"
         query = f"SELECT * FROM runs WHERE {clauses} ORDER BY {column} IS NULL, {column} {order}, run LIMIT ?"
         with self._open() as db:

@@ -24,7 +24,7 @@ from featcache import atomic
 from featcache.errors import DamagedError, FeatcacheError, RunError
 from featcache.recipe import FORMAT
 from featcache.store import records
-from featcache.store.cache import caches_in
+from featcache.store.folders import caches_in
 
 RUN = "run.json"
 HEAD = "head.safetensors"

@@ -1,0 +1,40 @@
+"""Which caches there are, and which one a name means. Light: nothing of a cache but its name is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from featcache.errors import CacheError
+from featcache.store import records
+
+
+def caches_in(features_dir: Path) -> list[Path]:
+    """Return the folders of all caches in a features folder, in order of name."""
+    if not features_dir.is_dir():
+        return []
+    return sorted(path for path in features_dir.iterdir() if (path / records.RECIPE).is_file())
+
+
+def find_cache(features_dir: Path, name: str) -> Path:
+    """Return the folder of the cache with this name, path, or unambiguous part of a name.
+
+    Raises:
+        CacheError: none or several match; the message lists those there are.
+    """
+    if name and (Path(name) / records.RECIPE).is_file():
+        return Path(name)
+    there = caches_in(features_dir)
+    exact = [path for path in there if path.name == name]
+    matching = exact or [path for path in there if name in path.name]
+    if len(matching) == 1:
+        return matching[0]
+    listed = ", ".join(path.name for path in (matching or there)) or "none yet"
+    if matching:
+        what = f"{name!r} names {len(matching)} caches" if name else f"There are {len(matching)} caches"
+        raise CacheError(f"{what} in {features_dir}: {listed}.", "Say which one, or give more of its name.")
+    raise CacheError(
+        f"No cache {name!r} in {features_dir}. There: {listed}."
+        if name
+        else f"No cache in {features_dir}: none yet.",
+        "Make one with: featcache extract --backbone vgg16.",
+    )

@@ -1,0 +1,247 @@
+"""Training on a cache: runs, the ledger, checkpoints, evaluation, refusal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache.errors import CacheError, DamagedError, HeadError, OptionError, RunError
+from featcache.heads import saving
+from featcache.heads.catalogue import KINDS
+from featcache.store.cache import Cache
+from featcache.training import checkpoints, fit, runs
+from featcache.training.evaluate import evaluate
+from featcache.training.fit import Training, Watch, resume, train
+from featcache.training.ledger import Ledger
+from tests.kit_caches import empty_cache, fill, separable_cache
+
+QUICK = {"epochs": 6, "patience": None}
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return separable_cache(tmp_path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_stored_whole_and_loads_again(cache: Cache, kind: str) -> None:
+    done = train(cache, Training(kind, test=True))
+    record = runs.read_run(done.folder)
+    assert record == runs.read_run(runs.find_run(cache.path.parent, record["run"][:9]))
+    assert record["val"]["accuracy"] > 0.8 and record["test"]["accuracy"] > 0.8  # by chance: .33
+    assert record["fit_seconds"] > 0 and record["peak_rss_bytes"] > 10**7
+    head = saving.loads(runs.read_file(done.folder, record, runs.HEAD))
+    table = cache.table("test")
+    assert np.array_equal(head.predict(table.X), done.head.predict(table.X))
+    stored = runs.read_predictions(done.folder, record)
+    assert np.array_equal(stored["test/row"], table.rows)
+    assert np.allclose(stored["test/proba"].sum(1), 1, atol=1e-5)
+    assert (stored["test/proba"].argmax(1) == stored["test/label"]).mean() == record["test"]["accuracy"]
+    row = Ledger(cache.path.parent).runs([f"run={record['run']}"])[0]
+    assert row["val_accuracy"] == record["val"]["accuracy"] and row["params"] == record["params"]
+
+
+def test_the_test_split_is_not_read_unless_asked_for(cache: Cache) -> None:
+    shard = next((cache.path / "shards").glob("test-*"))
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    assert train(cache, Training("ridge")).record["test"] is None
+    with pytest.raises(DamagedError, match=shard.name):
+        train(cache, Training("ridge", test=True))
+
+
+def test_the_split_options_reach_the_head(cache: Cache) -> None:
+    record = train(cache, Training("ridge", val_fraction=0.5, split_seed=7, split_mode="last")).record
+    assert record["train_rows"] == 120 and record["val"]["n"] == 120
+    assert record["split"] == {"val_fraction": 0.5, "split_seed": 7, "split_mode": "last"}
+
+
+def test_without_validation_rows_a_head_still_trains(cache: Cache) -> None:
+    record = train(cache, Training("mlp", QUICK, val_fraction=0)).record
+    assert record["val"] is None and record["train_rows"] == 240 and record["epochs"] == 6
+
+
+def test_classes_that_train_lacks_get_no_probability(tmp_path: Path) -> None:
+    cache = fill(empty_cache(tmp_path, {"train": 30, "test": 9}))
+    few = cache.table("train", split_mode="last")
+    head = fit.create("knn", k=1).fit(few.X[few.y != 1], few.y[few.y != 1])
+    found = fit.predict(head, cache.table("test"))
+    assert found.proba.shape == (9, 3) and found.proba[:, 1].sum() == 0
+
+
+def test_evaluate_adds_the_test_metrics_to_the_run_and_the_ledger(cache: Cache) -> None:
+    done = train(cache, Training("logreg"))
+    found = evaluate(done.folder)
+    assert found["val"]["accuracy"] == done.record["val"]["accuracy"]
+    assert found["details"]["test"]["confusion"] and len(found["details"]["test"]["per_class"]) == 3
+    assert sum(map(sum, found["details"]["test"]["confusion"])) == 60
+    assert runs.read_run(done.folder)["test"]["accuracy"] == found["test"]["accuracy"]
+    assert Ledger(cache.path.parent).runs()[0]["test_accuracy"] == found["test"]["accuracy"]
+
+
+def test_a_head_refuses_a_cache_it_was_not_trained_on(cache: Cache, tmp_path: Path) -> None:
+    done = train(cache, Training("ridge"))
+    other = separable_cache(tmp_path / "other", width=13)
+    target = other.path / "heads" / done.folder.name
+    target.parent.mkdir()
+    done.folder.rename(target)
+    with pytest.raises(HeadError, match="columns: expected 12, got 13"):
+        evaluate(target)
+
+
+@pytest.mark.parametrize("name", [runs.HEAD, runs.PREDICTIONS, runs.RUN])
+def test_a_damaged_run_is_found(cache: Cache, name: str) -> None:
+    done = train(cache, Training("ridge"))
+    content = bytearray((done.folder / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (done.folder / name).write_bytes(content)
+    with pytest.raises(DamagedError, match=name):
+        record = runs.read_run(done.folder)
+        runs.read_predictions(done.folder, record)
+        evaluate(done.folder)
+
+
+def test_unknown_things_are_refused_before_anything_is_read(cache: Cache) -> None:
+    with pytest.raises(HeadError, match=r"Unknown head 'lin'. Known: knn, linear, logreg, mlp, ridge, svm"):
+        train(cache, Training("lin"))
+    with pytest.raises(HeadError, match="Unknown option of head 'ridge'"):
+        train(cache, Training("ridge", {"lr": 1}))
+    with pytest.raises(OptionError, match="not trained by epochs"):
+        train(cache, Training("ridge", keep_checkpoints=3))
+    assert not (cache.path / "heads").exists()
+
+
+def test_without_a_test_split_test_is_refused(tmp_path: Path) -> None:
+    cache = fill(empty_cache(tmp_path, {"train": 30}))
+    with pytest.raises(OptionError, match="no test split"):
+        train(cache, Training("ridge", test=True))
+
+
+# --- checkpoints ---
+
+
+class Stop(Exception):
+    pass
+
+
+def test_the_last_epochs_are_kept_and_a_stopped_run_resumes_to_the_same_weights(cache: Cache) -> None:
+    asked = Training("mlp", {"epochs": 9, "patience": 4, "dropout": 0.2}, keep_checkpoints=3)
+    whole = train(cache, asked)
+    assert [path.name for path in checkpoints.paths(whole.folder)] == [
+        f"epoch-{epoch:06d}.safetensors" for epoch in (7, 8, 9)
+    ]
+
+    def stop(report: object) -> None:
+        if report.epoch == 5:  # type: ignore[attr-defined]
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(cache, asked, Watch(epoch=stop))
+    (name,) = {path.name for path in (cache.path / "heads").iterdir()} - {whole.folder.name}
+    with pytest.raises(RunError, match="No run"):
+        runs.find_run(cache.path.parent, name)  # unfinished: nobody sees it yet
+    epochs: list[int] = []
+    resumed = resume(cache.path.parent, name, watch=Watch(epoch=lambda report: epochs.append(report.epoch)))
+    assert epochs == [6, 7, 8, 9]
+    for a, b in zip(resumed.head.coefs_, whole.head.coefs_, strict=True):
+        assert np.array_equal(a, b)
+    assert resumed.record["val"]["accuracy"] == whole.record["val"]["accuracy"]
+    assert resumed.record["params"] == whole.record["params"]
+
+
+def test_a_finished_run_can_be_trained_for_longer(cache: Cache) -> None:
+    asked = Training("linear", {"epochs": 3, "patience": None}, keep_checkpoints=1)
+    short = train(cache, asked)
+    with pytest.raises(RunError, match="is finished"):
+        resume(cache.path.parent, short.record["run"])
+    longer = resume(cache.path.parent, short.record["run"], epochs=5)
+    straight = train(cache, Training("linear", {"epochs": 5, "patience": None}))
+    assert np.array_equal(longer.head.coefs_[0], straight.head.coefs_[0])
+
+
+def test_a_damaged_checkpoint_costs_one_epoch(cache: Cache) -> None:
+    asked = Training("linear", {"epochs": 3, "patience": None}, keep_checkpoints=2)
+    done = train(cache, asked)
+    newest = checkpoints.paths(done.folder)[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    state = checkpoints.latest(done.folder)
+    assert state is not None and state.epoch == 2
+    checkpoints.paths(done.folder)[0].write_bytes(b"")
+    with pytest.raises(DamagedError, match="No checkpoint"):
+        checkpoints.latest(done.folder)
+
+
+def test_a_run_without_checkpoints_cannot_be_resumed(cache: Cache) -> None:
+    done = train(cache, Training("linear", QUICK))
+    with pytest.raises(RunError, match="kept no checkpoints"):
+        resume(cache.path.parent, done.record["run"])
+
+
+# --- the ledger ---
+
+
+def test_the_ledger_filters_sorts_and_can_be_made_anew(cache: Cache) -> None:
+    for kind, params in (("ridge", {}), ("knn", {"k": 3}), ("knn", {"k": 5})):
+        train(cache, Training(kind, params))
+    ledger = Ledger(cache.path.parent)
+    before = ledger.runs()
+    assert len(ledger.runs(["head=knn"])) == 2
+    assert len(ledger.runs(["head!=knn", "val_accuracy>.1", "cache~easy"])) == 1
+    best = [row["val_accuracy"] for row in ledger.runs(sort="-val_accuracy")]
+    assert best == sorted(best, reverse=True)
+    assert len(ledger.runs(limit=2)) == 2
+    ledger.path.unlink()
+    assert ledger.runs() == []
+    assert ledger.rebuild() == 3
+    assert ledger.runs() == before
+
+
+@pytest.mark.parametrize("where", ["head", "nothing=1", "head = 'x'; DROP TABLE runs", "1=1 OR head=mlp"])
+def test_odd_conditions_are_refused_or_harmless(cache: Cache, where: str) -> None:
+    train(cache, Training("ridge"))
+    ledger = Ledger(cache.path.parent)
+    with contextlib.suppress(OptionError):
+        assert ledger.runs([where]) == []
+    assert len(ledger.runs()) == 1
+
+
+def test_a_ledger_of_another_version_or_none_at_all_is_refused(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("PRAGMA user_version = 9")
+    db.close()
+    with pytest.raises(CacheError, match="version 9"):
+        ledger.runs()
+    ledger.path.write_bytes(b"not a database" * 100)
+    with pytest.raises(CacheError, match="Cannot use the ledger"):
+        ledger.runs()
+
+
+MANY = """
+import sys
+from pathlib import Path
+from featcache.training.ledger import Ledger
+ledger = Ledger(Path(sys.argv[1]))
+for number in range(20):
+    ledger.record({"run": f"ridge-{sys.argv[2]}{number:07d}", "head": "ridge"})
+"""
+
+
+def test_many_processes_may_write_one_ledger(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", MANY, str(tmp_path)]
+    writers = [subprocess.Popen([*command, str(number)]) for number in range(4)]
+    assert [writer.wait() for writer in writers] == [0] * 4
+    assert len(Ledger(tmp_path).runs()) == 80
+
+
+def test_history_is_written_for_people(cache: Cache) -> None:
+    done = train(cache, Training("mlp", QUICK))
+    lines = (done.folder / runs.HISTORY).read_text().splitlines()
+    assert lines[0].split(",")[:2] == ["epoch", "train_loss"] and len(lines) == 7
+    assert json.loads((done.folder / runs.RUN).read_text())["params"]["hidden"] == [50, 20]

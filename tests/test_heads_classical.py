@@ -52,12 +52,29 @@ def test_gamma_without_standardisation_is_svcs() -> None:
 @pytest.mark.parametrize("classes", [2, 10])
 def test_linear_is_linear_svc(classes: int) -> None:
     X, y, test, _ = _digits(classes)
-    head = SVMHead(C=0.01, tol=1e-6, max_iter=20000).fit(X, y)
+    head = SVMHead(C=0.01, tol=1e-5).fit(X, y)
     scaler = StandardScaler().fit(X)
     reference = LinearSVC(C=0.01, tol=1e-6, max_iter=20000, random_state=1).fit(scaler.transform(X), y)
     assert np.allclose(head.coef_, reference.coef_, atol=1e-3)
+    Z = scaler.transform(X)
+    ours, theirs = (_objective(model, Z, y, 0.01) for model in (head, reference))
+    assert ours == pytest.approx(theirs, rel=1e-6)
     assert np.mean(head.predict(test) == reference.predict(scaler.transform(test))) > 0.99
     assert head.converged_
+
+
+def _objective(model: Any, Z: Any, y: Any, C: float) -> float:
+    """LinearSVC's objective, summed over the classes."""
+    signs = np.where(y[:, None] == (np.unique(y) if len(np.unique(y)) > 2 else [1]), 1, -1)
+    short = np.maximum(1 - signs * (Z @ model.coef_.T + model.intercept_), 0)
+    return float(C * (short**2).sum() + ((model.coef_**2).sum() + (model.intercept_**2).sum()) / 2)
+
+
+def test_the_hinge_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y, _, _ = _digits(3)
+    whole = SVMHead().fit(X, y)
+    monkeypatch.setattr("featcache.heads.hinge.row_blocks", lambda n, d: _blocks(n, d, 1000))
+    assert np.allclose(SVMHead().fit(X, y).coef_, whole.coef_, atol=1e-4)
 
 
 def test_an_unfinished_solver_is_a_note() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import HeadError
-from featcache.heads.base import STANDARDIZE, ArraySpec, Codes, Head, ScoredHead, Task, two_sided
+from featcache.heads.base import STANDARDIZE, ArraySpec, Head, ScoredHead, Task, two_sided
+from featcache.heads.hinge import targets_of
 from featcache.heads.options import number, whole
 from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
 
@@ -96,7 +97,7 @@ class RidgeHead(LinearScores):
         centred = columns or Moments(
             task.columns.mean, np.ones_like(task.columns.mean), task.columns.variance
         )
-        targets = signs(task.y, len(self.classes_))
+        targets = targets_of(task.y, len(self.classes_))
         middle = targets.mean(axis=0)
         solve = _primal if task.X.shape[1] <= task.X.shape[0] else _dual
         self.coef_ = np.ascontiguousarray(solve(task.X, centred, targets - middle, float(self.alpha)))
@@ -113,12 +114,6 @@ def linear_scores(block: Matrix, coef: NDArray[np.float64], intercept: NDArray[n
     """Return the scores (n, C) of rows (n, D) in the rows' own precision."""
     weights = coef.astype(block.dtype, copy=False)
     return two_sided(block @ weights.T + intercept.astype(block.dtype))
-
-
-def signs(y: Codes, classes: int) -> NDArray[np.float64]:
-    """Return targets -1 and +1 (N, C), or (N, 1) for the second of two classes."""
-    wanted = np.arange(classes) if classes > 2 else np.array([1])
-    return np.where(y[:, None] == wanted, 1.0, -1.0)
 
 
 def noted(fit: Callable[[], _Fitted]) -> tuple[_Fitted, list[str]]:

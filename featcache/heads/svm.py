@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.heads.base import STANDARDIZE, ArraySpec, ScoredHead, Task, two_sided
 from featcache.heads.convex import linear_arrays, linear_scores, noted
+from featcache.heads.hinge import solve_squared_hinge, targets_of
 from featcache.heads.options import Option, choice, number, whole
 from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
 
-_LINEAR_C, _RBF_C = 1e-3, 10.0  # what C=None means
+_LINEAR_C, _RBF_C = 0.01, 10.0  # what C=None means
+_LINEAR_TOL, _RBF_TOL = 1e-4, 1e-3
 _GAMMA = number("gamma", above=0)
 
 
 class SVMHead(ScoredHead):
     """A support vector machine.
 
-    kernel="linear": squared hinge loss, one class against the rest, scikit-learn's LinearSVC; the solver
-    keeps 24 bytes for every value of X beside a float32 copy. Fitted: `coef_` (C, D), `intercept_` (C,), with
-    two classes (1, D) and (1,).
+    kernel="linear": squared hinge loss, one class against the rest: LinearSVC's problem, solved as
+    `featcache.heads.hinge` says on one float32 copy of the rows. Fitted: `coef_` (C, D), `intercept_` (C,),
+    with two classes (1, D) and (1,).
 
     kernel="rbf": exp(-gamma ‖a - b‖²), one class against one, scikit-learn's SVC, whose time grows with N² to
     N³; gamma "scale" is 1 / (D · variance of the rows), "auto" 1 / D. Fitted: `support_vectors_` (S, D),
@@ -42,10 +44,9 @@ class SVMHead(ScoredHead):
             "factor of the squared distance, rbf only",
             lambda value: value in ("scale", "auto") if isinstance(value, str) else _GAMMA.accepts(value),
         ),
-        "tol": number("the solver's tolerance", above=0),
+        "tol": number(f"tolerance; None is {_LINEAR_TOL} linear, {_RBF_TOL} rbf", above=0, or_none=True),
         "max_iter": whole("iterations, at most; None is 1000 linear, unlimited rbf", least=1, or_none=True),
         "standardize": STANDARDIZE,
-        "seed": whole("of the order in which rows are looked at", least=0),
     }
     ATTRIBUTES: ClassVar = {"n_iter_": int, "converged_": bool, "notes_": list, "gamma_": float}
 
@@ -64,10 +65,9 @@ class SVMHead(ScoredHead):
         kernel: str = "linear",
         C: float | None = None,
         gamma: str | float = "scale",
-        tol: float = 1e-3,
+        tol: float | None = None,
         max_iter: int | None = None,
         standardize: str = "auto",
-        seed: int = 0,
     ) -> None:
         self.kernel = kernel
         self.C = C
@@ -75,7 +75,6 @@ class SVMHead(ScoredHead):
         self.tol = tol
         self.max_iter = max_iter
         self.standardize = standardize
-        self.seed = seed
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Return what the fitted arrays of this kernel must be."""
@@ -98,37 +97,41 @@ class SVMHead(ScoredHead):
 
     def _learn(self, task: Task) -> None:
         rows = standardised(task.X, self._moments(task))
-        solved, self.notes_ = noted(lambda: self._solver(task).fit(rows, task.y))
+        if self.kernel == "linear":
+            self._learn_linear(rows, task)
+        else:
+            self._learn_rbf(rows, task)
         self.converged_ = not self.notes_
+
+    def _learn_linear(self, rows: Matrix, task: Task) -> None:
+        solved = solve_squared_hinge(
+            rows,
+            targets_of(task.y, len(self.classes_)),
+            C=float(_LINEAR_C if self.C is None else self.C),
+            tol=float(_LINEAR_TOL if self.tol is None else self.tol),
+            max_iter=int(self.max_iter or 1000),
+        )
+        self.coef_, self.intercept_, self.gamma_ = solved.coef, solved.intercept, 0.0
+        self.n_iter_, self.notes_ = solved.iterations, solved.notes
+
+    def _learn_rbf(self, rows: Matrix, task: Task) -> None:
+        from sklearn.svm import SVC
+
+        self.gamma_ = self._gamma(task.columns)
+        solver = SVC(
+            C=float(_RBF_C if self.C is None else self.C),
+            gamma=self.gamma_,
+            tol=float(_RBF_TOL if self.tol is None else self.tol),
+            max_iter=int(self.max_iter or -1),
+            cache_size=500,
+            random_state=0,  # decides nothing here, but without it the global generator would be drawn from
+        )
+        solved, self.notes_ = noted(lambda: solver.fit(rows, task.y))
         self.intercept_ = solved.intercept_.astype(np.float64)
         self.n_iter_ = int(np.max(solved.n_iter_))
-        if self.kernel == "linear":
-            self.gamma_ = 0.0
-            self.coef_ = np.ascontiguousarray(solved.coef_, dtype=np.float64)
-            return
         self.support_vectors_ = solved.support_vectors_.astype(np.float32)
         self.dual_coef_ = np.ascontiguousarray(solved.dual_coef_, dtype=np.float64)
         self.n_support_ = solved.n_support_.astype(np.int64)
-
-    def _solver(self, task: Task) -> Any:
-        from sklearn.svm import SVC, LinearSVC
-
-        if self.kernel == "linear":
-            return LinearSVC(
-                C=float(_LINEAR_C if self.C is None else self.C),
-                tol=float(self.tol),
-                max_iter=int(self.max_iter or 1000),
-                random_state=int(self.seed),
-            )
-        self.gamma_ = self._gamma(task.columns)
-        return SVC(
-            C=float(_RBF_C if self.C is None else self.C),
-            gamma=self.gamma_,
-            tol=float(self.tol),
-            max_iter=int(self.max_iter or -1),
-            cache_size=500,
-            random_state=int(self.seed),  # unused, but without it the global generator would be
-        )
 
     def _gamma(self, columns: Moments) -> float:
         """Return gamma as a number; the variance of all values follows from the columns' moments."""

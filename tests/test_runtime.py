@@ -270,6 +270,8 @@ def test_unknown_options() -> None:
         Extractor(net, node, STEP, "fp32", "tpu")
     with pytest.raises(BackboneError, match=r"Unknown layer 'features\.99'"):
         Extractor(net, (Node("features.99", "avg"),), STEP)
+    with pytest.raises(BackboneError, match=r"'features' is a block.*'features\.12\.cat'"):
+        Extractor(net, (Node("features", "avg"),), STEP)
     with pytest.raises(BackboneError, match="No layer"):
         Extractor(net, (), STEP)
 

@@ -60,7 +60,9 @@ class Extractor:
         self.dtype, self.crop = PRECISIONS[precision], preprocess.crop
         traced = graph.trace(network)
         for node in nodes:
-            graph.find(traced, node.name, type(network).__name__)
+            full = graph.find(traced, node.name, type(network).__name__)
+            if full != node.name:
+                raise BackboneError(f"{node.name!r} is a block of layers.", f"Name its last one: {full!r}.")
         self._body = _prepared(graph.cut(traced, nodes), self.dtype, self.device)
         self._normalise = Normalise(preprocess.mean, preprocess.std, self.device, self.dtype)
         self.columns = self._columns()

@@ -14,6 +14,7 @@ from featcache.heads.base import STANDARDIZE, ArraySpec, Head, ScoredHead, Task,
 from featcache.heads.hinge import targets_of
 from featcache.heads.options import number, whole
 from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
+from featcache.heads.threads import threads_for
 
 _Fitted = TypeVar("_Fitted")
 
@@ -69,7 +70,8 @@ class LogisticHead(LinearScores):
 
         solver = LogisticRegression(C=float(self.C), tol=float(self.tol), max_iter=int(self.max_iter))
         rows = standardised(task.X, self._moments(task))
-        solved, self.notes_ = noted(lambda: solver.fit(rows, task.y))
+        with threads_for(2 * rows.size * len(self.classes_)):
+            solved, self.notes_ = noted(lambda: solver.fit(rows, task.y))
         self.converged_ = not self.notes_
         # In C order, as a file keeps it: the order decides how products round.
         self.coef_ = np.ascontiguousarray(solved.coef_, dtype=np.float64)

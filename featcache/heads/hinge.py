@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from featcache.heads.base import Codes
 from featcache.heads.scaling import Matrix, row_blocks
+from featcache.heads.threads import threads_for
 
 _MEMORY = 20  # pairs of steps that L-BFGS remembers
 
@@ -45,7 +46,8 @@ def solve_squared_hinge(
     largest = float(np.abs(objective(start)[1]).max())
     enough = tol * largest
     limits = {"maxiter": max_iter, "maxfun": 10 * max_iter, "maxcor": _MEMORY, "gtol": enough, "ftol": 0.0}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", options=limits)
+    with threads_for(2 * rows.size * shape[0]):
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", options=limits)
     weights = found.x.reshape(shape)
     notes = []
     stalled = found.status != 0 and np.abs(found.jac).max() > 10 * enough

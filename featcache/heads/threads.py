@@ -1,0 +1,22 @@
+"""How many threads the linear algebra of a solver takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SMALL_PASS = 1 << 31  # operations; about a tenth of a second of a core
+
+
+@contextmanager
+def threads_for(operations: int) -> Iterator[None]:
+    """Take one BLAS thread where a pass over the table costs few operations, else as many as there are.
+
+    A solver makes hundreds of passes of thin products. On an idle machine a second thread gains little there;
+    where other programs keep the cores busy every product waits for all its threads, which costs factors.
+    The rule looks at sizes alone, so that the same call always rounds the same way.
+    """
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+
+    with threadpool_limits(1 if operations < _SMALL_PASS else None, user_api="blas"):
+        yield

@@ -127,16 +127,20 @@ def test_random_weights_depend_on_the_seed_alone(state: dict[str, torch.Tensor])
     assert identity.sha256 != weights.load(NAME, weights.resolve(NAME, "random:8"))[1].sha256
 
 
-def test_random_weights_are_the_same_in_another_process() -> None:
+@pytest.mark.parametrize("name", [NAME, "mnasnet0_5"])  # without and with batch norms to calibrate
+def test_random_weights_are_the_same_in_another_process(name: str) -> None:
     code = (
-        "from featcache.backbones import weights as w;"
-        f"import sys; sys.stdout.write(w.load({NAME!r}, w.resolve({NAME!r}, 'random:7'))[1].sha256)"
+        "from featcache.backbones import weights as w; import sys, torch;"
+        "torch.set_num_threads(2);"
+        f"sys.stdout.write(w.load({name!r}, w.resolve({name!r}, 'random:7'))[1].sha256)"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    other = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert other.stdout == weights.load(NAME, weights.resolve(NAME, "random:7"))[1].sha256
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert other.stdout == weights.load(name, weights.resolve(name, "random:7"))[1].sha256
+    finally:
+        torch.set_num_threads(threads)
 
 
 # -- official files ----------------------------------------------------------------------------------------
@@ -485,3 +489,10 @@ def test_an_assembled_network_computes_what_a_built_one_does(name: str) -> None:
         assert torch.equal(ours(images), built(images))
     assert not any(p.requires_grad or p.is_meta for p in ours.parameters())
     assert isinstance(state, OrderedDict)
+
+
+def test_a_network_that_takes_one_size_alone_is_calibrated_at_it() -> None:
+    state, _ = weights.load("maxvit_t", weights.resolve("maxvit_t", "random:0"))
+    variances = [float(value[0]) for key, value in state.items() if key.endswith("running_var")]
+    assert variances
+    assert any(value != 1 for value in variances)

@@ -54,7 +54,13 @@ def parameters(function: Any) -> Any:
     "--val-fraction", type=float, default=0.2, show_default=True, help="Of train, where there is no val."
 )
 @click.option("--split-seed", type=int, default=42, show_default=True)
-@click.option("--split-mode", default="random", show_default=True, metavar="random|stratified|last")
+@click.option(
+    "--split-mode",
+    default="random",
+    show_default=True,
+    metavar="random|stratified|last",
+    help="last takes the last rows in order: of a data set that is sorted by class, the last classes.",
+)
 @click.option("--test", is_flag=True, help="Evaluate on the test split too: once, for the head you chose.")
 @click.option(
     "--keep-checkpoints", type=click.IntRange(0), default=0, help="Keep the last N epochs, to resume from."

@@ -16,7 +16,7 @@ def threads_for(operations: int) -> Iterator[None]:
     where other programs keep the cores busy every product waits for all its threads, which costs factors.
     The rule looks at sizes alone, so that the same call always rounds the same way.
     """
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]  # comes with scikit-learn
+    from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1 if operations < _SMALL_PASS else None, user_api="blas"):
         yield

@@ -57,9 +57,8 @@ def main() -> None:
             command = [sys.executable, "-m", "featcache", "extract", "--dataset", f"folder:{data}"]
             megabytes, seconds = peak([*command, *asked.split(), "--features-dir", f"{name}/features"])
         first = first or megabytes
-        print(
-            f"{count:>9} images  peak {megabytes:7.1f} MB  ({megabytes / first:.3f} of the first)  {seconds:.0f} s"
-        )
+        ratio = megabytes / first
+        print(f"{count:>9} images  peak {megabytes:7.1f} MB ({ratio:.3f} of the first)  {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
+from featcache.training import compare as comparison
 from featcache.training import evaluate as evaluation
 from featcache.training import fit, runs
 
@@ -106,3 +107,12 @@ def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     return evaluation.evaluate(runs.find_run(Path(features_dir), run))
+
+
+def compare(*names: str, split: str | None = None, features_dir: PathLike = "features") -> dict[str, Any]:
+    """Compare runs on the same rows: intervals, tests and verdicts, see `featcache.training.compare`.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    return comparison.compare([runs.find_run(Path(features_dir), name) for name in names], split)

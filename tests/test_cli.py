@@ -83,7 +83,7 @@ def test_the_readme_names_only_commands_that_exist() -> None:
 
     for page in ("README.md", "docs/architecture.md", "docs/format.md"):
         for name in re.findall(r"featcache ([a-z][a-z-]+)", (ROOT / page).read_text()):
-            assert name in COMMANDS or name in {"is", "and"}, (page, name)
+            assert name in COMMANDS or name in {"is", "and", "keeps"}, (page, name)
 
 
 # --- JSON ---
@@ -111,6 +111,22 @@ def test_train_head_and_evaluate_json(cli: Cli, easy: Cache) -> None:
     found = cli.json("evaluate", trained["run"])
     assert set(found) == set(KEYS["evaluate"])
     assert set(found["test"]) == {*METRICS, "per_class", "confusion"}
+
+
+def test_compare_json_and_words(cli: Cli, easy: Cache) -> None:
+    ids = [
+        cli.json("train-head", "--head", head, "--cache", "easy", "--test")["run"]
+        for head in ("ridge", "knn")
+    ]
+    found = cli.json("compare", *ids)
+    assert set(found) == set(KEYS["compare"]) and found["split"] == "test"
+    assert set(found["runs"][0]) == {"run", "head", "cache", "accuracy", "low", "high"}
+    assert all(name in KEYS["compare"]["pairs"] for name in found["pairs"][0])
+    code, out, err = cli("compare", *ids, "--split", "val")
+    assert code == 0 and "on val, 48 rows" in err and ids[0] in out and "ifference" in out
+    assert cli("compare", ids[0])[0] == 0
+    code, out, err = cli("compare", ids[0], ids[0][:8])
+    assert code == 1 and out == "" and "named twice" in err
 
 
 def test_other_json(cli: Cli, easy: Cache) -> None:

@@ -66,6 +66,16 @@ KEYS: dict[str, dict[str, str]] = {
         "test": "the same for the test split",
     },
     "runs": {"runs": "a list, each with the columns of the ledger"},
+    "compare": {
+        "split": "which rows: test or val",
+        "rows": "how many",
+        "seed": "of the bootstrap",
+        "resamples": "of the bootstrap",
+        "runs": "a list, each with run, head, cache, accuracy, and its 95 % interval from low to high",
+        "pairs": "a list, each with a, b, difference (b - a, of 1), low, high, only_a and only_b (rows that "
+        "one alone got right), p (McNemar), p_holm, better (a run, or null) and verdict, a sentence",
+        "notes": "what to keep in mind",
+    },
     "ls": {"caches": "a list, each with cache, rows, columns, size, state"},
     "ls --datasets": {"datasets": "a list, each with name and about"},
     "info": {

@@ -86,6 +86,7 @@ def train_head(
     split_seed: int = 42,
     split_mode: str = "random",
     test: bool = False,
+    calibrate: bool = False,
     features_dir: PathLike = "features",
     **params: Any,
 ) -> fit.Trained:
@@ -97,7 +98,10 @@ def train_head(
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
-    return fit.train(opened, fit.Training(head, params, node, val_fraction, split_seed, split_mode, test))
+    training = fit.Training(
+        head, params, node, val_fraction, split_seed, split_mode, test, calibrate=calibrate
+    )
+    return fit.train(opened, training)
 
 
 def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]:

@@ -113,6 +113,17 @@ def test_train_head_and_evaluate_json(cli: Cli, easy: Cache) -> None:
     assert set(found["test"]) == {*METRICS, "per_class", "confusion"}
 
 
+def test_calibrate_json_and_words(cli: Cli, easy: Cache) -> None:
+    asked = ["train-head", "--head", "ridge", "--cache", "easy", "--calibrate"]
+    found = cli.json(*asked, "--test")
+    assert set(found) == set(KEYS["train-head"])
+    assert set(found["calibration"]) == {"temperature", "val", "test"}
+    assert set(found["calibration"]["test"]) == {"ece_before", "ece_after"}
+    code, out, _ = cli(*asked)
+    assert code == 0 and "calibrated, temperature" in out and "ECE on val" in out and "on test" not in out
+    assert "calibrated" in cli("evaluate", found["run"])[1]
+
+
 def test_compare_json_and_words(cli: Cli, easy: Cache) -> None:
     ids = [
         cli.json("train-head", "--head", head, "--cache", "easy", "--test")["run"]

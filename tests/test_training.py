@@ -25,6 +25,18 @@ from tests.kit_caches import empty_cache, fill, separable_cache
 QUICK = {"epochs": 6, "patience": None}
 
 
+def hard_cache(folder: Path) -> Cache:
+    """A cache whose classes overlap, so that heads err."""
+    cache = empty_cache(folder, {"train": 600, "test": 400}, {"flatten": 8}, rows_per_shard=200)
+    centres = np.random.default_rng(0).normal(size=(3, 8)) * 0.6
+    for part in cache.todo():
+        labels = cache.plan.labels[part.first : part.stop]
+        noise = np.random.default_rng(part.first).normal(size=(len(part), 8))
+        cache.commit(part, {"flatten": (centres[labels] + noise).astype(np.float16)})
+    cache.seal()
+    return cache
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> Cache:
     return separable_cache(tmp_path)
@@ -121,6 +133,58 @@ def test_without_a_test_split_test_is_refused(tmp_path: Path) -> None:
     cache = fill(empty_cache(tmp_path, {"train": 30}))
     with pytest.raises(OptionError, match="no test split"):
         train(cache, Training("ridge", test=True))
+
+
+# --- calibration ---
+
+
+def test_a_calibrated_run_says_what_it_gained(tmp_path: Path) -> None:
+    cache = hard_cache(tmp_path)
+    plain = train(cache, Training("svm", test=True))
+    done = train(cache, Training("svm", test=True, calibrate=True))
+    found = done.record["calibration"]
+    assert plain.record["calibration"] is None
+    assert found["temperature"] == done.head.temperature_
+    for split in ("val", "test"):
+        assert found[split]["ece_before"] == pytest.approx(plain.record[split]["ece"], abs=1e-6)
+        assert found[split]["ece_after"] == pytest.approx(done.record[split]["ece"], abs=1e-6)
+        assert found[split]["ece_after"] < found[split]["ece_before"]
+        assert done.record[split]["accuracy"] == plain.record[split]["accuracy"]
+        assert done.record[split]["log_loss"] < plain.record[split]["log_loss"]
+    loaded = saving.loads(runs.read_file(done.folder, done.record, runs.HEAD))
+    stored = runs.read_predictions(done.folder, done.record)
+    assert np.array_equal(loaded.predict_proba(cache.table("test").X), stored["test/proba"])
+
+
+def test_evaluate_adds_what_calibration_gained_on_test(tmp_path: Path) -> None:
+    cache = hard_cache(tmp_path)
+    whole = train(cache, Training("ridge", test=True, calibrate=True)).record["calibration"]
+    done = train(cache, Training("ridge", calibrate=True))
+    assert done.record["calibration"] == {**whole, "test": None}
+    evaluate(done.folder)
+    assert runs.read_run(done.folder)["calibration"] == whole
+    assert evaluate(train(cache, Training("ridge")).folder)["calibration"] is None
+
+
+def test_a_run_of_before_calibration_was_known_is_evaluated(cache: Cache) -> None:
+    done = train(cache, Training("ridge"))
+    facts = {key: v for key, v in done.record.items() if key not in ("format", "files", "calibration")}
+    stored = runs.read_predictions(done.folder, done.record)
+    runs.write_run(done.folder, facts, (done.folder / runs.HEAD).read_bytes(), [], stored)
+    assert evaluate(done.folder)["test"]["accuracy"] > 0.8
+
+
+def test_calibration_needs_validation_rows(cache: Cache) -> None:
+    with pytest.raises(OptionError, match="no validation rows to calibrate on"):
+        train(cache, Training("ridge", val_fraction=0, calibrate=True))
+    assert not (cache.path / "heads").exists()
+
+
+def test_a_resumed_run_is_calibrated_as_it_was_asked_to_be(cache: Cache) -> None:
+    asked = Training("linear", {"epochs": 3, "patience": None}, keep_checkpoints=1, calibrate=True)
+    longer = resume(cache.path.parent, train(cache, asked).record["run"], epochs=5)
+    straight = train(cache, Training("linear", {"epochs": 5, "patience": None}, calibrate=True))
+    assert longer.record["calibration"] == straight.record["calibration"] is not None
 
 
 # --- checkpoints ---

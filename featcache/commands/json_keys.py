@@ -23,6 +23,7 @@ _RUN = {
     "test": "metrics on the test split, null where it was not asked for",
     "best_epoch": "1-based; null for heads that are not trained by epochs",
     "epochs": "epochs trained; null likewise",
+    "calibration": "null unless --calibrate: temperature, and val and test with ece_before and ece_after",
     "fit_seconds": "time to fit, without reading and predicting",
     "peak_rss_bytes": "largest resident memory of the process",
     "params": "all options of the head",

@@ -19,7 +19,7 @@ from featcache.store.cache import Cache
 from featcache.training import checkpoints, fit, runs
 from featcache.training.evaluate import evaluate
 from featcache.training.fit import Training, Watch, resume, train
-from featcache.training.ledger import Ledger
+from featcache.training.ledger import Check, Ledger
 from tests.kit_caches import empty_cache, fill, separable_cache
 
 QUICK = {"epochs": 6, "patience": None}
@@ -264,6 +264,63 @@ def test_the_ledger_filters_sorts_and_can_be_made_anew(cache: Cache) -> None:
     assert ledger.runs() == []
     assert ledger.rebuild() == 3
     assert ledger.runs() == before
+
+
+def _recorded(folder: Path, **columns: object) -> Ledger:
+    """A ledger of made-up runs: a name → (cache, head, val accuracy, val log-loss)."""
+    ledger = Ledger(folder)
+    for number, (run, (cache, head, accuracy, loss)) in enumerate(columns.items()):  # type: ignore[misc]
+        val = None if accuracy is None else {"accuracy": accuracy, "log_loss": loss}
+        made = {"run": run, "cache": cache, "head": head, "val": val, "created": f"2026-01-0{number + 1}"}
+        ledger.record(made)
+    return ledger
+
+
+def test_the_best_run_of_each_cache_and_of_each_head(tmp_path: Path) -> None:
+    ledger = _recorded(
+        tmp_path,
+        a=("vgg", "mlp", 0.7, 0.9),
+        b=("vgg", "svm", 0.8, 1.5),
+        c=("resnet", "mlp", 0.6, 0.8),
+        d=("resnet", "svm", 0.6, 0.7),  # as good as c, but later
+        e=("alexnet", "mlp", None, None),  # no validation rows: best of nothing
+    )
+    assert [row["run"] for row in ledger.best("val_accuracy")] == ["b", "c"]
+    assert [row["run"] for row in ledger.best("val_accuracy", "head")] == ["b", "a"]
+    assert [row["run"] for row in ledger.best("val_log_loss")] == ["d", "a"]
+    assert [row["run"] for row in ledger.best("val_log_loss", "head")] == ["d", "c"]
+    assert [row["run"] for row in ledger.best("val_accuracy", where=["head=mlp"])] == ["a", "c"]
+    assert [row["run"] for row in ledger.best("val_accuracy", limit=1)] == ["b"]
+    assert ledger.best("test_accuracy") == []
+    assert set(ledger.best("val_accuracy")[0]) == set(ledger.runs()[0])
+    assert Ledger(tmp_path / "nowhere").best("val_accuracy") == []
+    for by, per in (("beauty", "cache"), ("run; DROP TABLE runs", "cache"), ("val_accuracy", "run")):
+        with pytest.raises(OptionError, match="Unknown"):
+            ledger.best(by, per)
+
+
+def test_a_check_finds_every_way_a_ledger_can_differ(cache: Cache) -> None:
+    one, two, three = (train(cache, Training("knn", {"k": k})).folder for k in (3, 5, 7))
+    ledger = Ledger(cache.path.parent)
+    assert ledger.check() == Check(3, {}, {})
+    evaluate(one)
+    train(cache, Training("mlp", QUICK, test=True, calibrate=True))
+    assert ledger.check() == Check(4, {}, {})
+    with contextlib.closing(sqlite3.connect(ledger.path)) as db, db:
+        db.execute("UPDATE runs SET val_accuracy = .99, params = '{}' WHERE run = ?", [one.name])
+        db.execute("DELETE FROM runs WHERE run = ?", [two.name])
+        db.execute("INSERT INTO runs (run) VALUES ('ghost-00000000')")
+    (three / runs.RUN).write_bytes(b"{}")
+    found = ledger.check()
+    assert found.runs == 4 and set(found.differing) == {one.name, two.name, "ghost-00000000"}
+    assert found.differing[one.name].startswith("val_accuracy: 0.99 in the ledger, ")
+    assert "; params: '{}' in the ledger" in found.differing[one.name]
+    assert found.differing[two.name] == "not in the ledger"
+    assert list(found.unreadable) == [three.name]
+    assert ledger.rebuild() == 3
+    assert ledger.check() == Check(4, {}, found.unreadable)
+    ledger.path.unlink()
+    assert len(ledger.check().differing) == 3 and not ledger.path.exists()
 
 
 @pytest.mark.parametrize("where", ["head", "nothing=1", "head = 'x'; DROP TABLE runs", "1=1 OR head=mlp"])

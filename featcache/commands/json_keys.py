@@ -67,6 +67,10 @@ KEYS: dict[str, dict[str, str]] = {
         "test": "the same for the test split",
     },
     "runs": {"runs": "a list, each with the columns of the ledger"},
+    "runs --check": {
+        "runs": "how many run folders there are",
+        "differences": "run → what differs; empty, for otherwise there is an error",
+    },
     "compare": {
         "split": "which rows: test or val",
         "rows": "how many",

@@ -84,6 +84,7 @@ def test_a_temperature_out_of_reach_is_said() -> None:
     assert found == LEAST and "small enough" in note
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 10**6),
     st.floats(LEAST, MOST),

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -66,6 +66,7 @@ def test_95_of_100_intervals_of_a_difference_hold_the_truth() -> None:
     assert 0.91 < held / 400 < 0.98
 
 
+@settings(deadline=None)
 @given(pairs)
 def test_intervals_are_ordered_repeatable_and_change_sign_with_the_order(
     rows: list[tuple[bool, bool]],
@@ -90,6 +91,7 @@ def test_the_seed_decides_and_large_numbers_of_rows_cost_nothing() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * sigma, rel=0.05)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40))
 def test_mcnemar_is_the_exact_binomial_sum(b: int, c: int) -> None:
     n, k = b + c, min(b, c)
@@ -110,6 +112,7 @@ def test_holm_at_known_values() -> None:
     assert intervals.holm([0.02]) == [0.02] and intervals.holm([]) == []
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_lies_between_no_correction_and_bonferroni_s_and_keeps_the_order(p: list[float]) -> None:
     corrected = intervals.holm(p)

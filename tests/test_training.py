@@ -260,6 +260,10 @@ def test_the_ledger_filters_sorts_and_can_be_made_anew(cache: Cache) -> None:
     best = [row["val_accuracy"] for row in ledger.runs(sort="-val_accuracy")]
     assert best == sorted(best, reverse=True)
     assert len(ledger.runs(limit=2)) == 2
+    assert [row["params"]["k"] for row in ledger.runs(["params.k>3"])] == [5]
+    assert [row["params"]["k"] for row in ledger.runs(["head=knn"], sort="-params.k")] == [5, 3]
+    assert len(ledger.runs(["params.metric=cosine", "params.k=3.0"])) == 1
+    assert len(ledger.runs(["params.metric~cos"])) == 2 and ledger.runs(["params.beauty=1"]) == []
     ledger.path.unlink()
     assert ledger.runs() == []
     assert ledger.rebuild() == 3
@@ -323,7 +327,10 @@ def test_a_check_finds_every_way_a_ledger_can_differ(cache: Cache) -> None:
     assert len(ledger.check().differing) == 3 and not ledger.path.exists()
 
 
-@pytest.mark.parametrize("where", ["head", "nothing=1", "head = 'x'; DROP TABLE runs", "1=1 OR head=mlp"])
+@pytest.mark.parametrize(
+    "where",
+    ["head", "nothing=1", "head = 'x'; DROP TABLE runs", "1=1 OR head=mlp", "params.=1", "params.a.b=1"],
+)
 def test_odd_conditions_are_refused_or_harmless(cache: Cache, where: str) -> None:
     train(cache, Training("ridge"))
     ledger = Ledger(cache.path.parent)
@@ -359,6 +366,13 @@ def test_many_processes_may_write_one_ledger(tmp_path: Path) -> None:
     writers = [subprocess.Popen([*command, str(number)]) for number in range(4)]
     assert [writer.wait() for writer in writers] == [0] * 4
     assert len(Ledger(tmp_path).runs()) == 80
+
+
+def test_runs_are_found_by_the_sizes_of_their_layers(cache: Cache) -> None:
+    for hidden in ((8,), (8, 4)):
+        train(cache, Training("mlp", {**QUICK, "hidden": hidden}))
+    (row,) = Ledger(cache.path.parent).runs(["params.hidden=[8, 4]", "params.lr<=1e-3"])
+    assert row["params"]["hidden"] == [8, 4]
 
 
 def test_history_is_written_for_people(cache: Cache) -> None:

@@ -35,7 +35,7 @@ def compare(names: tuple[str, ...], split: str | None, seed: int, features_dir: 
     if as_json:
         show_json(found)
         return
-    say(f"on {found['split']}, {found['rows']} rows; 95 % intervals")
+    show(f"on {found['split']}, {found['rows']} rows; from–to: 95 % intervals")
     columns = ["run", "cache", "accuracy", "from", "to"]
     rows = [
         [each["run"], each["cache"], each["accuracy"], each["low"], each["high"]] for each in found["runs"]

@@ -16,7 +16,10 @@ COLUMNS = ("run", "head", "cache", "val_accuracy", "test_accuracy", "best_epoch"
 
 @click.command(short_help="List the runs of all caches, or the best of each cache or head.")
 @click.option(
-    "--where", multiple=True, metavar="CONDITION", help="e.g. head=mlp, val_accuracy>=.7, cache~vgg16."
+    "--where",
+    multiple=True,
+    metavar="CONDITION",
+    help="e.g. head=mlp, val_accuracy>=.7, cache~vgg16, params.lr=1e-3.",
 )
 @click.option("--sort", help="A column; -column for largest first.  [default: created]")
 @click.option("--best-by", metavar="COLUMN", help="Only the best run of each cache, e.g. by val_accuracy.")

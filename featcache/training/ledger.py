@@ -48,7 +48,8 @@ MEASURES = {
     "fit_seconds": "ASC",
 }
 GROUPS = ("cache", "head", "dataset", "backbone")  # what there can be a best run of each of
-_CONDITION = re.compile(r"(\w+)\s*(!=|<=|>=|=|<|>|~)\s*(.*)")
+_PARAMS = "params."
+_CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>|~)\s*(.*)")
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ class Ledger:
         """Return runs as rows.
 
         Args:
-            where: conditions such as "head=mlp", "val_accuracy>=.7", "cache~vgg16" (contains); all must hold.
-            sort: a column, smallest first; "-column" for largest first.
+            where: conditions such as "head=mlp", "val_accuracy>=.7", "cache~vgg16" (contains) or, of a head's
+                options, "params.lr<=1e-3", "params.hidden=[50,20]"; all must hold.
+            sort: a column or params.OPTION, smallest first; "-column" for largest first.
             limit: at most so many.
 
         Raises:
@@ -239,11 +241,23 @@ def _conditions(where: Sequence[str]) -> tuple[str, list[Any]]:
             clauses.append(f"instr({_column(column)}, ?) > 0")
         else:
             clauses.append(f"{_column(column)} {operator} ?")
-        values.append(value)
+        values.append(_typed(value) if column.startswith(_PARAMS) and operator != "~" else value)
     return " AND ".join(clauses), values
 
 
 def _column(name: str) -> str:
+    """Return a column, or one option out of the column `params`, as SQL."""
+    option = name.removeprefix(_PARAMS)
+    if option != name and re.fullmatch(r"\w+", option):
+        return f"json_extract(params, '$.{option}')"
     if name not in COLUMNS:
-        raise OptionError(f"Unknown column {name!r}.", f"Known: {', '.join(COLUMNS)}.")
+        raise OptionError(f"Unknown column {name!r}.", f"Known: {', '.join(COLUMNS)}, params.OPTION.")
     return name
+
+
+def _typed(value: str) -> float | str:
+    """Return the number that a text is, else the text: what JSON holds is compared by its type."""
+    try:
+        return float(value)
+    except ValueError:
+        return value.replace(" ", "")  # lists, which SQLite writes without blanks

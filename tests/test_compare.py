@@ -193,3 +193,16 @@ def test_predictions_that_do_not_fit_the_plan_are_refused(
     runs.write_run(folder, facts, b"", [], arrays)
     with pytest.raises(DamagedError, match=r"does not fit the plan|lacks"):
         compare([folder])
+
+
+def test_the_same_from_python(tmp_path: Path) -> None:
+    import featcache
+
+    cache = separable_cache(tmp_path)
+    names = [
+        featcache.train_head(cache, head, calibrate=True, features_dir=tmp_path).record["run"]
+        for head in ("ridge", "knn")
+    ]
+    found = featcache.compare(*names, features_dir=tmp_path)
+    assert [row["run"] for row in found["runs"]] == names and found["split"] == "val"
+    assert featcache.compare(*names, split="val", features_dir=tmp_path) == found

@@ -19,6 +19,7 @@ COMMANDS = {
     "train-head": "train:train_head",
     "evaluate": "train:evaluate",
     "runs": "runs:runs",
+    "compare": "compare:compare",
     "ls": "caches:ls",
     "info": "caches:info",
     "verify": "verify:verify",

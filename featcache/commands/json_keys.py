@@ -96,7 +96,7 @@ KEYS: dict[str, dict[str, str]] = {
         "shards": "how many are committed",
         "rows_per_shard": "rows a shard holds, at most",
         "classes": "their names in order; a label is an index into them",
-        "ignored": "files of the data set that are no images",
+        "ignored": "files of the data set that are no images: count, and first, the names of the first 1000",
         "bad_images": "a list, each with id and reason",
         "sessions": "the extractions that filled it: images, seconds, device, batch_size",
         "runs": "its runs, as `runs` gives them",

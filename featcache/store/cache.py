@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import records, shard
+from featcache.store import claims, records, shard
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -105,9 +105,9 @@ class Cache:
         try:
             data = records.read_regular(path, MAX_PLAN_BYTES)
         except FileNotFoundError:
-            raise DamagedError(f"{path} is missing.", "Extract into a new folder.") from None
+            raise DamagedError(f"{path} is missing.", self._mend()) from None
         if len(data) != expected["bytes"] or shard.hash_of(data) != expected["xxh3_128"]:
-            raise DamagedError(f"{path} differs from what was written.", "Extract into a new folder.")
+            raise DamagedError(f"{path} differs from what was written.", self._mend())
         return Plan.from_bytes(data)
 
     def shards(self) -> list[ShardPlan]:
@@ -194,6 +194,7 @@ class Cache:
             atomic.write(path, data)
         for folder in (self.path, self.path / records.SHARDS, self.path / records.COMMITS):
             atomic.sweep(folder)
+        claims.forget(self.path)
         return seal
 
     def sealed(self) -> dict[str, Any] | None:
@@ -219,7 +220,7 @@ class Cache:
         if shard.hash_of_file(path) != commit.xxh3_128:
             raise DamagedError(
                 f"Shard {path} is damaged: its bytes differ from what was committed.",
-                f"Run: featcache verify {self.name} --repair.",
+                self._mend(),
             )
         return shard.blocks(path, self.columns, self.recipe.store_dtype, commit.rows)
 
@@ -259,6 +260,17 @@ class Cache:
         """Take back the commit of one damaged shard, so that it is computed again."""
         for path in (self.path / records.SEAL, self.path / records.COMMITS / f"{part.name}.json"):
             atomic.remove(path)
+
+    def restore_plan(self, plan: Plan) -> bool:
+        """Write the plan again if it is the one the cache was made with; return whether it is."""
+        data, expected = plan.to_bytes(), self.record["plan"]
+        if shard.hash_of(data) != expected["xxh3_128"]:
+            return False
+        atomic.write(self.path / records.PLAN, data)
+        return True
+
+    def _mend(self) -> str:
+        return f"Run: featcache verify {self.name} --repair."
 
     def node(self, node: str | None) -> str:
         """Return the node asked for, the first one where none is named.

@@ -88,7 +88,17 @@ def _refuse_constant(name: str) -> None:
 
 
 def _damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"{path} is damaged: {why}.", "Run: featcache verify --repair.")
+    return DamagedError(f"{path} is damaged: {why}.", _mend(path))
+
+
+def _mend(path: Path) -> str:
+    """Say what mends a file of a cache."""
+    if path.name == RECIPE:
+        return "Move it away and run the same featcache extract again: it is made anew, the shards stay."
+    if HEADS in path.parts:
+        return "Train the head again."
+    folder = path.parent if path.name in (SEAL, PLAN) else path.parent.parent
+    return f"Run: featcache verify {folder.name} --repair."
 
 
 @dataclass(frozen=True)

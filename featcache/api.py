@@ -106,6 +106,7 @@ def sweep(
     grid: Mapping[str, Sequence[Any]] | None = None,
     *,
     seeds: int = 1,
+    random: int | None = None,
     node: str | None = None,
     val_fraction: float = 0.2,
     split_seed: int = 42,
@@ -119,15 +120,16 @@ def sweep(
     """Train a head for every combination of `grid` and every seed, store the runs, and choose the best.
 
     `grid` maps options to values, e.g. `{"lr": [1e-4, 1e-3], "hidden": [(50, 20), (128,)]}`; `params` are the
-    options that stay the same. `.configurations` are ordered by mean validation accuracy, `.best` is the
-    record of the run chosen. Network heads train together within `memory` bytes; `tell` hears how far it is.
+    options that stay the same; `random` tries so many combinations instead of all. `.configurations` are
+    ordered by mean validation accuracy, `.best` is the record of the run chosen. Network heads train together
+    within `memory` bytes; `tell` hears how far it is.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
     training = fit.Training(head, params, node, val_fraction, split_seed, split_mode, test)
-    return sweeping.sweep(opened, sweeping.Sweep(training, dict(grid or {}), seeds, memory), tell)
+    return sweeping.sweep(opened, sweeping.Sweep(training, grid or {}, seeds, memory, random), tell)
 
 
 def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]:

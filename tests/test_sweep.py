@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,25 @@ def test_a_grid_survives_its_text(rates: list[float], shapes: list[Any], decays:
     assert len(points) == len(rates) * len(shapes) * len(distinct)
     assert all(points.count(point) == 1 for point in points)
     assert list(combinations({})) == [{}]
+    some = list(combinations(grid, 3))
+    assert len(some) == min(3, len(points)) and some == list(combinations(grid, 3))
+    assert [point for point in points if point in some] == some, "in order, and each once"
+
+
+def test_combinations_come_as_itertools_has_them() -> None:
+    grid = {"a": (1, 2), "b": (3,), "c": (4, 5, 6)}
+    expected = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    assert list(combinations(grid)) == expected and list(combinations(grid, 99)) == expected
+    huge = {name: range(1000) for name in "abcdef"}
+    assert len(list(combinations(huge, 50))) == 50
+
+
+def test_some_combinations_of_a_grid(cache: Cache) -> None:
+    grid = parse("linear", ["lr=1e-4,1e-3,1e-2", "weight_decay=0,1e-3"])
+    swept = sweep(cache, Sweep(Training("linear", QUICK), grid, random=2))
+    assert len(swept.configurations) == 2
+    whole = sweep(cache, Sweep(Training("linear", QUICK), grid))
+    assert (whole.heads, whole.found) == (6, 2)
 
 
 # --- ranking ---
@@ -281,6 +301,7 @@ def test_sweeps_that_cannot_be_made_are_refused_before_anything_is_trained(
         (Sweep(Training("mlp"), {"seed": (1, 2)}, seeds=2), "Seeds are given both"),
         (Sweep(Training("ridge"), {}, seeds=2), "A ridge head draws no random numbers"),
         (Sweep(Training("mlp"), {}, seeds=0), "seeds must be at least 1"),
+        (Sweep(Training("mlp"), {}, random=0), "random must be at least 1"),
         (Sweep(Training("mlp", val_fraction=0), {}), "no validation split to choose"),
         (Sweep(Training("mlp", keep_checkpoints=1), {}), "keeps no checkpoints"),
         (Sweep(Training("mlp"), {"dropout": (0.1, (0.1,))}), "dropout has 1 values for 2 hidden layers"),

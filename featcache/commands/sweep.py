@@ -30,6 +30,9 @@ _GIB = 1 << 30
     "hidden=50,20/128,64.",
 )
 @click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Heads a configuration.")
+@click.option(
+    "--random", type=click.IntRange(1), metavar="N", help="Try N combinations, drawn evenly [default: all]."
+)
 @parameters
 @options.split
 @click.option("--test", is_flag=True, help="Evaluate the chosen head, and no other, on the test split.")
@@ -49,6 +52,7 @@ def sweep(
     node: str | None,
     grid: tuple[str, ...],
     seeds: int,
+    random: int | None,
     val_fraction: float,
     split_seed: int,
     split_mode: str,
@@ -74,7 +78,7 @@ def sweep(
     training = Training(head, chosen_parameters(given), node, val_fraction, split_seed, split_mode, test)
     opened = open_cache(features_dir, cache)
     with status_line(as_json) as line:
-        asked = Sweep(training, values, seeds, int(memory * _GIB))
+        asked = Sweep(training, values, seeds, int(memory * _GIB), random)
         swept = run_sweep(opened, asked, lambda news: line(_progress(news)))
     if as_json:
         show_json(_result(opened.name, head, swept))

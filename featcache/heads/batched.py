@@ -30,6 +30,7 @@ from featcache.heads.threads import torch_threads_for
 
 _SHARED = ("hidden", "dropout", "batch_size", "standardize", "seed", "device")
 _COPIES = 6  # of a head's weights: themselves, gradients, two moments, the best, one while the stack shrinks
+_SMALL_STEP = 1 << 30  # operations; a hundredth of a second of a core, in dozens of parallel parts
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ class _Batch:
         order = torch.randperm(len(self.rows), generator=self.generator)
         total = torch.zeros(len(self.alive), dtype=torch.float64, device=self.rows.device)
         gradients = _heads_of(self.stack.gradients)
-        with torch_threads_for(self._operations * len(self.alive)):
+        with torch_threads_for(self._operations * len(self.alive), _SMALL_STEP):
             for rows, classes in self.rows.batches(order):
                 total += self.stack.gradient_step(rows, classes)
                 for optimiser, own in zip(self.optimisers, gradients, strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from featcache.errors import HeadError, OptionError, unknown
@@ -41,10 +42,22 @@ def parse(kind: str, texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     return grid
 
 
-def combinations(grid: Grid) -> Iterator[dict[str, Any]]:
-    """Yield every combination of the values, the last option's values changing fastest."""
-    for values in itertools.product(*grid.values()):
-        yield dict(zip(grid, values, strict=True))
+def combinations(grid: Grid, at_most: int | None = None) -> Iterator[dict[str, Any]]:
+    """Yield every combination of the values, the last option's values changing fastest.
+
+    With `at_most` so many are drawn evenly without replacement, the same ones each time, and come in that
+    order too (random search over a grid: Bergstra & Bengio, JMLR 2012).
+    """
+    size = math.prod(len(values) for values in grid.values())
+    chosen: Iterable[int] = range(size)
+    if at_most is not None and at_most < size:
+        chosen = sorted(random.Random(0).sample(range(size), at_most))
+    for number in chosen:
+        point: dict[str, Any] = {}
+        for name, values in reversed(list(grid.items())):
+            number, at = divmod(number, len(values))
+            point[name] = values[at]
+        yield {name: point[name] for name in grid}
 
 
 def text_of(value: object) -> str:

@@ -29,7 +29,7 @@ MEMORY = 2 << 30  # bytes that heads trained together may take, besides the tabl
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to try: `training` with each combination of `grid`, each with `seeds` seeds in a row.
+    """What to try: `training` with each combination of `grid` (or `random` of them), each with `seeds` seeds.
 
     `training.params` holds the options that stay the same; `training.test` asks for an evaluation of the
     chosen head on the test split. Network heads train together as long as they take `memory` bytes at most.
@@ -39,6 +39,7 @@ class Sweep:
     grid: Grid
     seeds: int = 1
     memory: int = MEMORY
+    random: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,14 +113,15 @@ def _members(asked: Sweep) -> list[_Member]:
     both = sorted(set(fixed) & set(asked.grid))
     if both:
         raise OptionError(f"{both[0]} is given both as an option and in the grid.", "Give it once.")
-    if asked.seeds < 1:
-        raise OptionError(f"seeds must be at least 1, got {asked.seeds}.")
+    for name, number in (("seeds", asked.seeds), ("random", asked.random)):
+        if number is not None and number < 1:
+            raise OptionError(f"{name} must be at least 1, got {number}.")
     if asked.seeds > 1 and "seed" in asked.grid:
         raise OptionError("Seeds are given both as a number and in the grid.", "Give them once.")
     if asked.seeds > 1 and "seed" not in options(kind):
         raise OptionError(f"A {kind} head draws no random numbers: one seed is enough.", "Leave seeds out.")
     members = []
-    for values in combinations(asked.grid):
+    for values in combinations(asked.grid, asked.random):
         for number in range(asked.seeds):
             head = create(kind, **fixed, **values)
             if asked.seeds > 1:
@@ -147,7 +149,7 @@ def _find(cache: Cache, training: Training, members: Sequence[_Member]) -> int:
     there = [
         record
         for record in runs.readable(path.parent for path in folders)
-        if record["val"] is not None and wanted.items() <= {**record}.items()
+        if record["val"] is not None and all(record.get(name) == value for name, value in wanted.items())
     ]
     for member in members:
         params = fit.plain_params(member.head)

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.api import evaluate, extract, sweep, train_head
+    from featcache.api import compare, evaluate, extract, sweep, train_head
     from featcache.errors import FeatcacheError
     from featcache.heads.convex import LogisticHead, RidgeHead
     from featcache.heads.neighbours import KNNHead
@@ -36,6 +36,7 @@ _PLACES = {
     "RidgeHead": "featcache.heads.convex",
     "SVMHead": "featcache.heads.svm",
     "Table": "featcache.store.table",
+    "compare": "featcache.api",
     "evaluate": "featcache.api",
     "extract": "featcache.api",
     "load_head": "featcache.heads.saving:loads",
@@ -54,6 +55,7 @@ __all__ = [
     "SVMHead",
     "Table",
     "__version__",
+    "compare",
     "evaluate",
     "extract",
     "load_head",

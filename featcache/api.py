@@ -12,6 +12,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
+from featcache.training import compare as comparison
 from featcache.training import evaluate as evaluation
 from featcache.training import fit, runs
 from featcache.training import sweep as sweeping
@@ -86,6 +87,7 @@ def train_head(
     split_seed: int = 42,
     split_mode: str = "random",
     test: bool = False,
+    calibrate: bool = False,
     features_dir: PathLike = "features",
     **params: Any,
 ) -> fit.Trained:
@@ -97,7 +99,10 @@ def train_head(
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
-    return fit.train(opened, fit.Training(head, params, node, val_fraction, split_seed, split_mode, test))
+    training = fit.Training(
+        head, params, node, val_fraction, split_seed, split_mode, test, calibrate=calibrate
+    )
+    return fit.train(opened, training)
 
 
 def sweep(
@@ -139,3 +144,12 @@ def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     return evaluation.evaluate(runs.find_run(Path(features_dir), run))
+
+
+def compare(*names: str, split: str | None = None, features_dir: PathLike = "features") -> dict[str, Any]:
+    """Compare runs on the same rows: intervals, tests and verdicts, see `featcache.training.compare`.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    return comparison.compare([runs.find_run(Path(features_dir), name) for name in names], split)

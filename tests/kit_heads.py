@@ -15,6 +15,7 @@ from featcache.errors import HeadError
 from featcache.heads import saving
 from featcache.heads.base import Head
 from featcache.heads.catalogue import create
+from featcache.metrics import expected_calibration_error, log_loss
 
 CONTEXT = {"fingerprint": "f" * 64, "node": "avgpool", "columns": 12, "classes": ["ant", "bee", "cat"]}
 
@@ -256,6 +257,58 @@ def constant_columns(case: Case) -> None:
         assert head.scale_[4] == 1
 
 
+def calibration_changes_probabilities_alone(case: Case) -> None:
+    X, y = blobs()
+    names = np.array(["ant", "bee", "cat"])
+    rows, truth = blobs(150, seed=1)
+    truth[::9] = (truth[::9] + 1) % 3  # errors that no head can avoid
+    head, plain = case.head().fit(X, names[y]), case.head().fit(X, names[y])
+    found = head.calibrate(rows, names[truth])
+    assert found.temperature == head.temperature_ > 0
+    assert same(head, plain)
+    for some in (rows, rows.astype(np.float16), rows.astype(np.float64), rows[:1]):
+        proba = head.predict_proba(some)
+        assert np.array_equal(head.predict(some), plain.predict(some))
+        assert np.array_equal(names[proba.argmax(axis=1)], plain.predict(some))
+        assert proba.dtype == plain.predict_proba(some).dtype
+        assert np.allclose(proba.sum(axis=1), 1, atol=1e-5)
+        if hasattr(head, "decision_function"):
+            assert np.array_equal(head.decision_function(some), plain.decision_function(some))
+    assert log_loss(truth, head.predict_proba(rows)) <= log_loss(truth, plain.predict_proba(rows)) + 1e-6
+    assert found.ece_before == expected_calibration_error(truth, plain.predict_proba(rows))
+    assert found.ece_after == expected_calibration_error(truth, head.predict_proba(rows))
+
+
+def a_calibrated_head_is_saved_so(case: Case) -> None:
+    X, y = blobs()
+    head = case.head().fit(X, y)
+    before = saving.dumps(head, CONTEXT)
+    head.calibrate(*blobs(90, seed=1))
+    data = saving.dumps(head, CONTEXT)
+    loaded = saving.loads(data)
+    assert data != before
+    assert loaded.temperature_ == head.temperature_
+    assert np.array_equal(loaded.predict_proba(X), head.predict_proba(X))
+    assert saving.dumps(loaded, CONTEXT) == data
+    assert not hasattr(saving.loads(before), "temperature_")
+    assert not hasattr(head.fit(X, y), "temperature_")
+    assert not hasattr(clone(head.fit(X, y)), "temperature_")
+
+
+def calibration_refuses_what_fit_refuses(case: Case) -> None:
+    X, y = blobs()
+    with pytest.raises(ValueError, match="not fitted"):
+        case.head().calibrate(X, y)
+    head = case.head().fit(X, y)
+    with pytest.raises(HeadError, match="classes that y does not: 7"):
+        head.calibrate(X[:2], np.array([0, 7]))
+    with pytest.raises(HeadError, match="expecting 12 features"):
+        head.calibrate(X[:, :3], y)
+    with pytest.raises(HeadError, match="NaN or inf"):
+        head.calibrate(np.full_like(X, np.nan), y)
+    assert not hasattr(head, "temperature_")
+
+
 CHECKS: list[Callable[[Case], None]] = [
     learns,
     same_seed_same_head,
@@ -272,4 +325,7 @@ CHECKS: list[Callable[[Case], None]] = [
     bad_values_refused,
     failed_fit_is_no_fit,
     constant_columns,
+    calibration_changes_probabilities_alone,
+    a_calibrated_head_is_saved_so,
+    calibration_refuses_what_fit_refuses,
 ]

@@ -113,6 +113,61 @@ def test_train_head_and_evaluate_json(cli: Cli, easy: Cache) -> None:
     assert set(found["test"]) == {*METRICS, "per_class", "confusion"}
 
 
+def test_calibrate_json_and_words(cli: Cli, easy: Cache) -> None:
+    asked = ["train-head", "--head", "ridge", "--cache", "easy", "--calibrate"]
+    found = cli.json(*asked, "--test")
+    assert set(found) == set(KEYS["train-head"])
+    assert set(found["calibration"]) == {"temperature", "val", "test"}
+    assert set(found["calibration"]["test"]) == {"ece_before", "ece_after"}
+    code, out, _ = cli(*asked)
+    assert code == 0 and "calibrated, temperature" in out and "ECE on val" in out and "on test" not in out
+    assert "calibrated" in cli("evaluate", found["run"])[1]
+
+
+def test_the_best_runs_and_the_ledger_s_check(cli: Cli, easy: Cache) -> None:
+    for head in ("ridge", "knn"):
+        cli("train-head", "--head", head, "--cache", "easy")
+    assert len(cli.json("runs", "--best-by", "val_accuracy")["runs"]) == 1
+    assert len(cli.json("runs", "--best-by", "val_accuracy", "--per", "head")["runs"]) == 2
+    code, out, err = cli("runs", "--best-by", "val_macro_f1", "--per", "head")
+    assert code == 0 and "val_macro_f1" in out and "note" not in err
+    assert "looks better there" in cli("runs", "--best-by", "test_accuracy")[2]
+    assert set(cli.json("runs", "--check")) == set(KEYS["runs --check"])
+    assert cli("runs", "--check")[1] == "The ledger and the 2 run folders agree.\n"
+    (cli.features / "ledger.sqlite").unlink()
+    code, out, err = cli("runs", "--check")
+    assert code == 1 and out.count("not in the ledger") == 2 and "featcache runs --rebuild" in err
+    assert "differ in 2" in cli.json("runs", "--check")["error"]
+    assert cli("runs", "--rebuild", "--check")[0] == 0
+    damaged = next(easy.path.glob("heads/*/run.json"))
+    damaged.write_bytes(b"{}")
+    code, _, err = cli("runs", "--rebuild", "--check")
+    assert code == 1 and damaged.parent.name in err and "cannot be read" in err
+
+
+def test_the_best_of_several_data_sets_is_said_to_be_mixed(cli: Cli, easy: Cache) -> None:
+    separable_cache(cli.features, name="other")
+    for name, head in (("easy", "ridge"), ("other", "knn")):
+        cli("train-head", "--head", head, "--cache", name)
+    assert "2 data sets are mixed" in cli("runs", "--best-by", "val_accuracy", "--per", "head")[2]
+
+
+def test_compare_json_and_words(cli: Cli, easy: Cache) -> None:
+    ids = [
+        cli.json("train-head", "--head", head, "--cache", "easy", "--test")["run"]
+        for head in ("ridge", "knn")
+    ]
+    found = cli.json("compare", *ids)
+    assert set(found) == set(KEYS["compare"]) and found["split"] == "test"
+    assert set(found["runs"][0]) == {"run", "head", "cache", "accuracy", "low", "high"}
+    assert all(name in KEYS["compare"]["pairs"] for name in found["pairs"][0])
+    code, out, _ = cli("compare", *ids, "--split", "val")
+    assert code == 0 and "on val, 48 rows" in out and ids[0] in out and "ifference" in out
+    assert cli("compare", ids[0])[0] == 0
+    code, out, err = cli("compare", ids[0], ids[0][:8])
+    assert code == 1 and out == "" and "named twice" in err
+
+
 def test_other_json(cli: Cli, easy: Cache) -> None:
     cli.json("train-head", "--head", "knn", "--cache", "easy")
     for command in (["info", "easy"], ["ls"], ["ls", "--datasets"], ["runs"], ["verify", "easy"]):
@@ -158,6 +213,9 @@ def test_errors_as_json(cli: Cli) -> None:
         (["evaluate", "nothing"], "No run 'nothing'"),
         (["runs", "--where", "x"], "Cannot read the condition 'x'"),
         (["runs", "--sort", "beauty"], "Unknown column 'beauty'"),
+        (["runs", "--best-by", "beauty"], "Unknown measure 'beauty'"),
+        (["runs", "--best-by", "val_accuracy", "--per", "day"], "Unknown group 'day'"),
+        (["compare", "nothing"], "No run 'nothing'"),
         (["info", "nothing"], "No cache 'nothing'"),
         (["extract", "--dataset", "folder:nowhere", "--weights", "random:0"], "nowhere"),
         (["extract", "--dataset", "digits", "--backbone", "vgg61"], "vgg61"),
@@ -173,7 +231,15 @@ def test_wrong_input_gets_one_clear_sentence_and_exit_code_1(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["extract", "--batch-size", "many"], ["extract", "--nothing"], ["nothing"], ["evaluate"]]
+    "arguments",
+    [
+        ["extract", "--batch-size", "many"],
+        ["extract", "--nothing"],
+        ["nothing"],
+        ["evaluate"],
+        ["compare"],
+        ["runs", "--per", "head"],
+    ],
 )
 def test_wrong_usage_exits_2(cli: Cli, arguments: list[str]) -> None:
     assert cli(*arguments)[0] == 2

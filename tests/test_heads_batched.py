@@ -235,6 +235,8 @@ def test_they_predict_together_what_each_predicts(digits: Any) -> None:
     for rows in (digits[2], digits[2].astype(np.float64)):
         for head, proba in zip(heads, probabilities_of(heads, rows), strict=True):
             assert np.array_equal(proba, head.predict_proba(rows))
+    heads[0].calibrate(digits[2], digits[3])
+    assert np.array_equal(probabilities_of(heads, digits[2])[0], heads[0].predict_proba(digits[2]))
     assert probabilities_of([], digits[2]) == []
     with pytest.raises(HeadError, match="must share"):
         probabilities_of([heads[0], MLPHead(epochs=1).fit(*digits)], digits[2])

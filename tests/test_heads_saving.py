@@ -70,6 +70,13 @@ def _with(**changes: Any) -> Any:
         ),
         (_with(fit_seconds="long"), "damaged"),
         (_with(more=1), "keys of its description"),
+        (_with(temperature=0.0), "temperature must be a number"),
+        (_with(temperature=-1.5), "temperature must be a number"),
+        (_with(temperature=1), "temperature must be a number"),
+        (_with(temperature="1"), "temperature must be a number"),
+        (_with(temperature=None), "temperature must be a number"),
+        (_with(temperature=1e9), "temperature must be a number"),
+        (_with(temperature=float("nan")), "temperature must be a number"),
     ],
 )
 def test_a_changed_description_is_refused(change: Any, says: str) -> None:

@@ -251,6 +251,7 @@ def test_only_the_very_same_heads_are_taken_for_finished(cache: Cache) -> None:
     fit.train(cache, Training("linear", {**QUICK, "lr": 1e-3}, val_fraction=0.5))
     fit.train(cache, Training("linear", {**QUICK, "lr": 1e-3, "seed": 1}))
     fit.train(cache, Training("linear", {**QUICK, "lr": 1e-3}, val_fraction=0))
+    fit.train(cache, Training("linear", {**QUICK, "lr": 1e-3}, calibrate=True))
     swept = sweep(cache, Sweep(Training("linear", QUICK), grid))
     assert swept.found == 1
     damaged = next(iter(swept.configurations)).records[0]["run"]
@@ -304,6 +305,7 @@ def test_sweeps_that_cannot_be_made_are_refused_before_anything_is_trained(
         (Sweep(Training("mlp"), {}, random=0), "random must be at least 1"),
         (Sweep(Training("mlp", val_fraction=0), {}), "no validation split to choose"),
         (Sweep(Training("mlp", keep_checkpoints=1), {}), "keeps no checkpoints"),
+        (Sweep(Training("mlp", calibrate=True), {}), "calibrates no heads"),
         (Sweep(Training("mlp"), {"dropout": (0.1, (0.1,))}), "dropout has 1 values for 2 hidden layers"),
     ):
         with pytest.raises((OptionError, HeadError), match=message):

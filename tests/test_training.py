@@ -19,10 +19,22 @@ from featcache.store.cache import Cache
 from featcache.training import checkpoints, fit, runs
 from featcache.training.evaluate import evaluate
 from featcache.training.fit import Training, Watch, resume, train
-from featcache.training.ledger import Ledger
+from featcache.training.ledger import Check, Ledger
 from tests.kit_caches import empty_cache, fill, separable_cache
 
 QUICK = {"epochs": 6, "patience": None}
+
+
+def hard_cache(folder: Path) -> Cache:
+    """A cache whose classes overlap, so that heads err."""
+    cache = empty_cache(folder, {"train": 600, "test": 400}, {"flatten": 8}, rows_per_shard=200)
+    centres = np.random.default_rng(0).normal(size=(3, 8)) * 0.6
+    for part in cache.todo():
+        labels = cache.plan.labels[part.first : part.stop]
+        noise = np.random.default_rng(part.first).normal(size=(len(part), 8))
+        cache.commit(part, {"flatten": (centres[labels] + noise).astype(np.float16)})
+    cache.seal()
+    return cache
 
 
 @pytest.fixture
@@ -123,6 +135,58 @@ def test_without_a_test_split_test_is_refused(tmp_path: Path) -> None:
         train(cache, Training("ridge", test=True))
 
 
+# --- calibration ---
+
+
+def test_a_calibrated_run_says_what_it_gained(tmp_path: Path) -> None:
+    cache = hard_cache(tmp_path)
+    plain = train(cache, Training("svm", test=True))
+    done = train(cache, Training("svm", test=True, calibrate=True))
+    found = done.record["calibration"]
+    assert plain.record["calibration"] is None
+    assert found["temperature"] == done.head.temperature_
+    for split in ("val", "test"):
+        assert found[split]["ece_before"] == pytest.approx(plain.record[split]["ece"], abs=1e-6)
+        assert found[split]["ece_after"] == pytest.approx(done.record[split]["ece"], abs=1e-6)
+        assert found[split]["ece_after"] < found[split]["ece_before"]
+        assert done.record[split]["accuracy"] == plain.record[split]["accuracy"]
+        assert done.record[split]["log_loss"] < plain.record[split]["log_loss"]
+    loaded = saving.loads(runs.read_file(done.folder, done.record, runs.HEAD))
+    stored = runs.read_predictions(done.folder, done.record)
+    assert np.array_equal(loaded.predict_proba(cache.table("test").X), stored["test/proba"])
+
+
+def test_evaluate_adds_what_calibration_gained_on_test(tmp_path: Path) -> None:
+    cache = hard_cache(tmp_path)
+    whole = train(cache, Training("ridge", test=True, calibrate=True)).record["calibration"]
+    done = train(cache, Training("ridge", calibrate=True))
+    assert done.record["calibration"] == {**whole, "test": None}
+    evaluate(done.folder)
+    assert runs.read_run(done.folder)["calibration"] == whole
+    assert evaluate(train(cache, Training("ridge")).folder)["calibration"] is None
+
+
+def test_a_run_of_before_calibration_was_known_is_evaluated(cache: Cache) -> None:
+    done = train(cache, Training("ridge"))
+    facts = {key: v for key, v in done.record.items() if key not in ("format", "files", "calibration")}
+    stored = runs.read_predictions(done.folder, done.record)
+    runs.write_run(done.folder, facts, (done.folder / runs.HEAD).read_bytes(), [], stored)
+    assert evaluate(done.folder)["test"]["accuracy"] > 0.8
+
+
+def test_calibration_needs_validation_rows(cache: Cache) -> None:
+    with pytest.raises(OptionError, match="no validation rows to calibrate on"):
+        train(cache, Training("ridge", val_fraction=0, calibrate=True))
+    assert not (cache.path / "heads").exists()
+
+
+def test_a_resumed_run_is_calibrated_as_it_was_asked_to_be(cache: Cache) -> None:
+    asked = Training("linear", {"epochs": 3, "patience": None}, keep_checkpoints=1, calibrate=True)
+    longer = resume(cache.path.parent, train(cache, asked).record["run"], epochs=5)
+    straight = train(cache, Training("linear", {"epochs": 5, "patience": None}, calibrate=True))
+    assert longer.record["calibration"] == straight.record["calibration"] is not None
+
+
 # --- checkpoints ---
 
 
@@ -196,13 +260,77 @@ def test_the_ledger_filters_sorts_and_can_be_made_anew(cache: Cache) -> None:
     best = [row["val_accuracy"] for row in ledger.runs(sort="-val_accuracy")]
     assert best == sorted(best, reverse=True)
     assert len(ledger.runs(limit=2)) == 2
+    assert [row["params"]["k"] for row in ledger.runs(["params.k>3"])] == [5]
+    assert [row["params"]["k"] for row in ledger.runs(["head=knn"], sort="-params.k")] == [5, 3]
+    assert len(ledger.runs(["params.metric=cosine", "params.k=3.0"])) == 1
+    assert len(ledger.runs(["params.metric~cos"])) == 2 and ledger.runs(["params.beauty=1"]) == []
     ledger.path.unlink()
     assert ledger.runs() == []
     assert ledger.rebuild() == 3
     assert ledger.runs() == before
 
 
-@pytest.mark.parametrize("where", ["head", "nothing=1", "head = 'x'; DROP TABLE runs", "1=1 OR head=mlp"])
+def _recorded(folder: Path, **columns: object) -> Ledger:
+    """A ledger of made-up runs: a name → (cache, head, val accuracy, val log-loss)."""
+    ledger = Ledger(folder)
+    for number, (run, (cache, head, accuracy, loss)) in enumerate(columns.items()):  # type: ignore[misc]
+        val = None if accuracy is None else {"accuracy": accuracy, "log_loss": loss}
+        made = {"run": run, "cache": cache, "head": head, "val": val, "created": f"2026-01-0{number + 1}"}
+        ledger.record(made)
+    return ledger
+
+
+def test_the_best_run_of_each_cache_and_of_each_head(tmp_path: Path) -> None:
+    ledger = _recorded(
+        tmp_path,
+        a=("vgg", "mlp", 0.7, 0.9),
+        b=("vgg", "svm", 0.8, 1.5),
+        c=("resnet", "mlp", 0.6, 0.8),
+        d=("resnet", "svm", 0.6, 0.7),  # as good as c, but later
+        e=("alexnet", "mlp", None, None),  # no validation rows: best of nothing
+    )
+    assert [row["run"] for row in ledger.best("val_accuracy")] == ["b", "c"]
+    assert [row["run"] for row in ledger.best("val_accuracy", "head")] == ["b", "a"]
+    assert [row["run"] for row in ledger.best("val_log_loss")] == ["d", "a"]
+    assert [row["run"] for row in ledger.best("val_log_loss", "head")] == ["d", "c"]
+    assert [row["run"] for row in ledger.best("val_accuracy", where=["head=mlp"])] == ["a", "c"]
+    assert [row["run"] for row in ledger.best("val_accuracy", limit=1)] == ["b"]
+    assert ledger.best("test_accuracy") == []
+    assert set(ledger.best("val_accuracy")[0]) == set(ledger.runs()[0])
+    assert Ledger(tmp_path / "nowhere").best("val_accuracy") == []
+    for by, per in (("beauty", "cache"), ("run; DROP TABLE runs", "cache"), ("val_accuracy", "run")):
+        with pytest.raises(OptionError, match="Unknown"):
+            ledger.best(by, per)
+
+
+def test_a_check_finds_every_way_a_ledger_can_differ(cache: Cache) -> None:
+    one, two, three = (train(cache, Training("knn", {"k": k})).folder for k in (3, 5, 7))
+    ledger = Ledger(cache.path.parent)
+    assert ledger.check() == Check(3, {}, {})
+    evaluate(one)
+    train(cache, Training("mlp", QUICK, test=True, calibrate=True))
+    assert ledger.check() == Check(4, {}, {})
+    with contextlib.closing(sqlite3.connect(ledger.path)) as db, db:
+        db.execute("UPDATE runs SET val_accuracy = .99, params = '{}' WHERE run = ?", [one.name])
+        db.execute("DELETE FROM runs WHERE run = ?", [two.name])
+        db.execute("INSERT INTO runs (run) VALUES ('ghost-00000000')")
+    (three / runs.RUN).write_bytes(b"{}")
+    found = ledger.check()
+    assert found.runs == 4 and set(found.differing) == {one.name, two.name, "ghost-00000000"}
+    assert found.differing[one.name].startswith("val_accuracy: 0.99 in the ledger, ")
+    assert "; params: '{}' in the ledger" in found.differing[one.name]
+    assert found.differing[two.name] == "not in the ledger"
+    assert list(found.unreadable) == [three.name]
+    assert ledger.rebuild() == 3
+    assert ledger.check() == Check(4, {}, found.unreadable)
+    ledger.path.unlink()
+    assert len(ledger.check().differing) == 3 and not ledger.path.exists()
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["head", "nothing=1", "head = 'x'; DROP TABLE runs", "1=1 OR head=mlp", "params.=1", "params.a.b=1"],
+)
 def test_odd_conditions_are_refused_or_harmless(cache: Cache, where: str) -> None:
     train(cache, Training("ridge"))
     ledger = Ledger(cache.path.parent)
@@ -238,6 +366,13 @@ def test_many_processes_may_write_one_ledger(tmp_path: Path) -> None:
     writers = [subprocess.Popen([*command, str(number)]) for number in range(4)]
     assert [writer.wait() for writer in writers] == [0] * 4
     assert len(Ledger(tmp_path).runs()) == 80
+
+
+def test_runs_are_found_by_the_sizes_of_their_layers(cache: Cache) -> None:
+    for hidden in ((8,), (8, 4)):
+        train(cache, Training("mlp", {**QUICK, "hidden": hidden}))
+    (row,) = Ledger(cache.path.parent).runs(["params.hidden=[8, 4]", "params.lr<=1e-3"])
+    assert row["params"]["hidden"] == [8, 4]
 
 
 def test_history_is_written_for_people(cache: Cache) -> None:

@@ -23,6 +23,7 @@ _RUN = {
     "test": "metrics on the test split, null where it was not asked for",
     "best_epoch": "1-based; null for heads that are not trained by epochs",
     "epochs": "epochs trained; null likewise",
+    "calibration": "null unless --calibrate: temperature, and val and test with ece_before and ece_after",
     "fit_seconds": "time to fit, without reading and predicting",
     "peak_rss_bytes": "largest resident memory of the process",
     "params": "all options of the head",
@@ -87,6 +88,20 @@ KEYS: dict[str, dict[str, str]] = {
         "test": "the same for the test split",
     },
     "runs": {"runs": "a list, each with the columns of the ledger"},
+    "runs --check": {
+        "runs": "how many run folders there are",
+        "differences": "run → what differs; empty, for otherwise there is an error",
+    },
+    "compare": {
+        "split": "which rows: test or val",
+        "rows": "how many",
+        "seed": "of the bootstrap",
+        "resamples": "of the bootstrap",
+        "runs": "a list, each with run, head, cache, accuracy, and its 95 % interval from low to high",
+        "pairs": "a list, each with a, b, difference (b - a, of 1), low, high, only_a and only_b (rows that "
+        "one alone got right), p (McNemar), p_holm, better (a run, or null) and verdict, a sentence",
+        "notes": "what to keep in mind",
+    },
     "ls": {"caches": "a list, each with cache, rows, columns, size, state"},
     "ls --datasets": {"datasets": "a list, each with name and about"},
     "info": {

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featcache.progress import Progress, silent
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 def clean(text: str) -> str:
@@ -21,9 +24,15 @@ def clean(text: str) -> str:
     )
 
 
+_drawing: list[Console] = []  # the console that draws progress bars now, if any
+
+
 def say(text: str) -> None:
-    """Write a note to stderr."""
-    click.echo(clean(text), err=True)
+    """Write a note to stderr, above the progress bars where there are any."""
+    if _drawing:
+        _drawing[-1].print(clean(text), markup=False, highlight=False, soft_wrap=True)
+    else:
+        click.echo(clean(text), err=True)
 
 
 def show(text: str) -> None:
@@ -95,14 +104,14 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
 
+    console = Console(stderr=True)
     bars = Bars(
         TextColumn("{task.description:>10}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=False,
+        console=console,
     )
     tasks: dict[str, Any] = {}
 
@@ -115,4 +124,8 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
         bars.update(task, completed=done, total=total, rate="" if speed is None else f"{speed:,.0f}/s")
 
     with bars:
-        yield update
+        _drawing.append(console)
+        try:
+            yield update
+        finally:
+            _drawing.pop()

@@ -20,6 +20,7 @@ COMMANDS = {
     "sweep": "sweep:sweep",
     "evaluate": "train:evaluate",
     "runs": "runs:runs",
+    "compare": "compare:compare",
     "ls": "caches:ls",
     "info": "caches:info",
     "verify": "verify:verify",

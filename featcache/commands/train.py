@@ -51,6 +51,7 @@ def parameters(function: Any) -> Any:
 @click.option("--node", help="Which node's features [default: the first].")
 @parameters
 @options.split
+@click.option("--calibrate", is_flag=True, help="Make probabilities honest: temperature scaling on val.")
 @click.option("--test", is_flag=True, help="Evaluate on the test split too: once, for the head you chose.")
 @click.option(
     "--keep-checkpoints", type=click.IntRange(0), default=0, help="Keep the last N epochs, to resume from."
@@ -65,6 +66,7 @@ def train_head(
     val_fraction: float,
     split_seed: int,
     split_mode: str,
+    calibrate: bool,
     test: bool,
     keep_checkpoints: int,
     resume: str | None,
@@ -90,7 +92,7 @@ def train_head(
             trained = fit.resume(features_dir, resume, chosen.get("epochs"), watch)
         else:
             training = fit.Training(
-                head, chosen, node, val_fraction, split_seed, split_mode, test, keep_checkpoints
+                head, chosen, node, val_fraction, split_seed, split_mode, test, keep_checkpoints, calibrate
             )
             trained = fit.train(open_cache(features_dir, cache), training, watch)
     if as_json:
@@ -137,6 +139,7 @@ def result(record: dict[str, Any]) -> dict[str, Any]:
         "test",
         "best_epoch",
         "epochs",
+        "calibration",
         "fit_seconds",
         "peak_rss_bytes",
         "params",
@@ -167,12 +170,23 @@ def _show(record: dict[str, Any]) -> None:
     if rows:
         columns = ["split", "accuracy", "top5", "macro F1", "log-loss", "ECE", "worst class"]
         show_table(columns, rows, right=columns[1:6])
+    if calibration := record.get("calibration"):
+        show(f"\n{_calibration(calibration)}")
     epochs = f" · {record['epochs']} epochs, best {record['best_epoch']}" if record["epochs"] else ""
     show(f"\nrun {record['run']} · fit {duration(record['fit_seconds'])}{epochs}")
     for note in record["notes"]:
         say(f"note: {note}")
     if record["test"] is None:
         say(f"next: featcache evaluate {record['run']}")
+
+
+def _calibration(record: dict[str, Any]) -> str:
+    errors = [
+        f"ECE on {split} {record[split]['ece_before']:.4f} → {record[split]['ece_after']:.4f}"
+        for split in ("val", "test")
+        if record[split]
+    ]
+    return " · ".join([f"calibrated, temperature {record['temperature']:.4g}", *errors])
 
 
 @click.command(short_help="Metrics of a run on the validation and test splits, class by class.")

@@ -99,8 +99,7 @@ class Reader:
     def _image(self, row: int) -> NDArray[np.uint8]:
         """Decode an image, if its bytes are still those the plan was made from."""
         data = self.dataset.raw(row)
-        planned = self.dataset.content_hashes[row].tobytes()
-        if any(planned) and content_hash(data) != planned:
+        if content_hash(data) != self.dataset.content_hashes[row].tobytes():
             raise DatasetError(
                 f"The image {self.dataset.ids[row]} changed while its features were being extracted.",
                 "Run the same command again when the images are at rest.",

@@ -15,8 +15,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.errors import HeadError
+from featcache.heads.calibration import Calibration, best_temperature, tempered
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
+from featcache.metrics import expected_calibration_error
 
 Codes = NDArray[np.int64]
 STANDARDIZE = choice("standardise columns with the training rows' mean and deviation", "auto", "yes", "no")
@@ -51,7 +53,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     `fit` takes float16, float32 or float64 arrays or memory maps X (N, D) and labels y (N,) of any type
     that sorts. Rows of float64 are predicted in float64, all others in float32. Fitted: `classes_` (C,),
     `n_features_in_`, `fit_seconds_`, and `mean_` and `scale_` (D,), which are None when the head does not
-    standardise.
+    standardise; after `calibrate` also `temperature_`.
     """
 
     KIND: ClassVar[str]
@@ -65,6 +67,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     mean_: NDArray[np.float64] | None
     scale_: NDArray[np.float64] | None
     fit_seconds_: float
+    temperature_: float
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None
@@ -92,7 +95,23 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         Raises:
             HeadError: as `predict`.
         """
-        return self._probabilities(self._scores(X))
+        return self._probable(self._scores(X))
+
+    def calibrate(self, X: ArrayLike, y: ArrayLike) -> Calibration:
+        """Set the temperature of the probabilities by rows X (N, D), y (N,) that were not trained on.
+
+        Predicted classes and decision functions stay as they are. Fitting again forgets the temperature.
+
+        Raises:
+            HeadError: the rows cannot be used, or hold classes that the head does not know.
+        """
+        check_is_fitted(self)
+        rows, labels = self._validated(X=X, y=y, reset=False)
+        codes, scores = self._encoded(labels), self._scores(rows)
+        before = expected_calibration_error(codes, self._probabilities(scores.copy()))
+        self.temperature_, note = best_temperature(self._logits(scores), codes)
+        after = expected_calibration_error(codes, self._probable(scores))
+        return Calibration(self.temperature_, before, after, note)
 
     def check_options(self) -> None:
         """Refuse options that cannot be used.
@@ -120,6 +139,16 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
 
     def _probabilities(self, scores: Matrix) -> Matrix:
         return softmax(scores)
+
+    def _logits(self, scores: Matrix) -> Matrix:
+        """Return what a temperature divides: values (N, C) in the order of the scores."""
+        return scores
+
+    def _probable(self, scores: Matrix) -> Matrix:
+        """Return probabilities (N, C), calibrated where the head is; the scores may be overwritten."""
+        if not hasattr(self, "temperature_"):
+            return self._probabilities(scores)
+        return tempered(self._logits(scores), self.temperature_)
 
     def _fit(
         self,
@@ -226,7 +255,7 @@ def probabilities_of(heads: Sequence[Head], X: ArrayLike) -> list[Matrix]:
             "Let them predict one by one.",
         )
     scores = _scores_of(heads, X) if heads else []
-    return [head._probabilities(own) for head, own in zip(heads, scores, strict=True)]
+    return [head._probable(own) for head, own in zip(heads, scores, strict=True)]
 
 
 def _scores_of(heads: Sequence[Head], X: ArrayLike) -> list[Matrix]:

@@ -23,9 +23,10 @@ class KNNHead(Head):
 
     `metric` is "cosine" (the usual kNN probe of frozen features, Wu et al. 2018) or "euclidean". Columns are
     not standardised unless asked for: their natural sizes are what the backbone's similarity rests on.
-    Probabilities are the fractions of votes. k is clipped to the number of training rows; of
-    rows equally far at the k-th place any may be taken. Products are taken
-    in blocks, so that no (N, N) matrix and no copy of the table is made.
+    Probabilities are the fractions of votes; a calibrated head adds one vote, shared out among the classes
+    so that none is impossible, and its temperature divides the logarithms. k is clipped to the number of
+    training rows; of rows equally far at the k-th place any may be taken. Products are taken in blocks, so
+    that no (N, N) matrix and no copy of the table is made.
 
     Fitted: `rows_` (N, D), the array given to fit where its type allows it, and `row_classes_` (N,).
     """
@@ -72,6 +73,11 @@ class KNNHead(Head):
 
     def _probabilities(self, scores: Matrix) -> Matrix:
         return scores
+
+    def _logits(self, scores: Matrix) -> Matrix:
+        voters = min(int(self.k), len(self.rows_))
+        logits: Matrix = np.log(scores * voters + 1 / scores.shape[1])
+        return logits
 
     def nearest(self, block: Matrix) -> NDArray[np.int64]:
         """Return the k nearest training rows (n, k), nearest first, of prepared rows (n, D)."""

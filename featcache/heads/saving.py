@@ -1,7 +1,8 @@
 """A head as one safetensors file: its arrays, and one JSON text that says everything else. Never pickle.
 
 The metadata's only key is "featcache": format, kind, params, columns, classes, attributes (fitted plain
-values) and context, whatever the caller wants to remember about the features the head was fitted to.
+values) and context, whatever the caller wants to remember about the features the head was fitted to; and
+temperature, where the head is calibrated.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from numpy.typing import NDArray
 
 from featcache.errors import HeadError
 from featcache.heads.base import ArraySpec, Head
+from featcache.heads.calibration import LEAST, MOST
 from featcache.heads.catalogue import create
 from featcache.heads.packing import HEADER_LIMIT, arrays_of, damaged, meta_of, pack
 
 FORMAT = 1
 _KEYS = {"format", "kind", "params", "columns", "classes", "attributes", "fit_seconds", "context"}
+_CALIBRATED = "temperature"  # a key only calibrated heads have
 _LABELS = re.compile(r"object|bool|<U\d{1,6}|u?int(8|16|32|64)|float(16|32|64)")
 
 
@@ -46,6 +49,8 @@ def dumps(head: Head, context: Mapping[str, Any] | None = None) -> bytes:
         "fit_seconds": float(head.fit_seconds_),
         "context": {"columns": int(head.n_features_in_), **(context or {})},
     }
+    if hasattr(head, "temperature_"):
+        meta[_CALIBRATED] = float(head.temperature_)
     return pack({name: _held(head, name) for name in _specs(head)}, meta)
 
 
@@ -63,6 +68,8 @@ def loads(source: bytes | str | Path) -> Head:
         head.classes_ = _classes(meta["classes"])
         head.fit_seconds_ = float(meta["fit_seconds"])
         _set_attributes(head, meta["attributes"])
+        if _CALIBRATED in meta:
+            head.temperature_ = _temperature(meta[_CALIBRATED])
     except HeadError:
         raise
     except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
@@ -160,7 +167,7 @@ def _set_attributes(head: Head, attributes: Mapping[str, Any]) -> None:
 def _meta(data: bytes) -> dict[str, Any]:
     meta = meta_of(data, FORMAT)
     plain = (meta.get(key) for key in ("params", "attributes", "context"))
-    if set(meta) != _KEYS or not all(isinstance(value, dict) for value in plain):
+    if set(meta) - {_CALIBRATED} != _KEYS or not all(isinstance(value, dict) for value in plain):
         raise damaged("keys of its description are missing, unknown or of the wrong type")
     return meta
 
@@ -213,6 +220,12 @@ def _tuples(value: Any) -> Any:
 def _whole(value: Any) -> int:
     if type(value) is not int or value < 1:
         raise ValueError(f"columns must be a positive integer, got {value!r}")
+    return value
+
+
+def _temperature(value: Any) -> float:
+    if type(value) is not float or not LEAST <= value <= MOST:
+        raise ValueError(f"temperature must be a number from {LEAST:g} to {MOST:g}, got {value!r}")
     return value
 
 

@@ -31,8 +31,8 @@ class SVMHead(ScoredHead):
     `dual_coef_` (C - 1, S), `intercept_` (C (C - 1) / 2,), `n_support_` (C,), `gamma_`. The decision is votes
     plus squashed confidences, as SVC(break_ties=True) predicts.
 
-    The probabilities are the softmax of the decision values: their order means something, their size is not
-    calibrated. Both have `n_iter_`, `converged_` and `notes_` (what the solver had to say).
+    The probabilities are the softmax of the decision values: their order means something, their size only
+    after `calibrate`. Both have `n_iter_`, `converged_` and `notes_` (what the solver had to say).
     """
 
     KIND: ClassVar = "svm"

@@ -11,7 +11,7 @@ from featcache.errors import RunError
 from featcache.heads import saving
 from featcache.store.cache import Cache
 from featcache.store.table import has_split
-from featcache.training import fit, runs
+from featcache.training import calibrated, fit, runs
 from featcache.training.predictions import Prediction, predict
 
 
@@ -43,9 +43,12 @@ def evaluate(folder: Path) -> dict[str, Any]:
         raise RunError(
             f"{cache.name} has neither a validation nor a test split.", "Train with --val-fraction .2."
         )
-    predictions = [predict(head, cache.table(split, **options)) for split in splits]
+    tables = {split: cache.table(split, **options) for split in splits}
+    predictions = [predict(head, table) for table in tables.values()]
     if "test" in splits and record["test"] is None:
         facts = {name: value for name, value in record.items() if name not in ("format", "files")}
+        done = calibrated.add_test(record.get("calibration"), head, tables["test"], predictions[-1])
+        facts["calibration"] = done
         record = fit.store(cache, folder, facts, head, predictions).record
     return {**record, "details": {found.split: _details(found, cache.classes) for found in predictions}}
 

@@ -21,7 +21,7 @@ from featcache.recipe import FORMAT
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.table import Table, has_split
-from featcache.training import checkpoints, runs
+from featcache.training import calibrated, checkpoints, runs
 from featcache.training.cost import peak_gpu_bytes, peak_rss_bytes
 from featcache.training.ledger import Ledger
 from featcache.training.predictions import Prediction, predict
@@ -41,6 +41,7 @@ class Training:
     split_mode: str = "random"
     test: bool = False
     keep_checkpoints: int = 0
+    calibrate: bool = False
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that `cache.table` takes."""
@@ -127,6 +128,8 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
     hooks = _hooks(training, folder, watch, state)
     if training.test and not has_split(cache, "test"):
         raise OptionError(f"{cache.name} has no test split.", "Train without --test.")
+    if training.calibrate and not has_split(cache, "val", training.val_fraction):
+        raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
     table, val = read_tables(cache, training)
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
@@ -135,10 +138,15 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
     head.fit(table.X, table.y, **validation, **hooks)
     seconds = time.perf_counter() - begin
     facts = facts_of(cache, training, run, head, table, seconds)
-    tables = {} if val is None else {"val": val}
+    if training.calibrate and val is not None:
+        facts["calibration"], notes = calibrated.calibrate(head, val)
+        facts["notes"] += notes
+    found = [] if val is None else [predict(head, val)]
     if training.test:
-        tables["test"] = cache.table("test", **training.split_options())
-    return store(cache, folder, facts, head, [predict(head, table) for table in tables.values()])
+        test = cache.table("test", **training.split_options())
+        found.append(predict(head, test))
+        facts["calibration"] = calibrated.add_test(facts["calibration"], head, test, found[-1])
+    return store(cache, folder, facts, head, found)
 
 
 def read_tables(cache: Cache, training: Training) -> tuple[Table, Table | None]:
@@ -206,6 +214,7 @@ def facts_of(
         "train_rows": len(table),
         "epochs": getattr(head, "n_epochs_", None),
         "best_epoch": getattr(head, "best_epoch_", None),
+        "calibration": None,
         "fit_seconds": round(seconds, 4),
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_gpu_bytes": peak_gpu_bytes(),

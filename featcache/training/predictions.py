@@ -33,6 +33,10 @@ class Prediction:
         names: dict[str, NDArray[Any]] = {"row": self.rows, "label": self.labels, "proba": self.proba}
         return {f"{self.split}/{name}": array for name, array in names.items()}
 
+    def ece(self) -> float:
+        """Return the expected calibration error, 0..1."""
+        return metrics.expected_calibration_error(self.labels, self.proba)
+
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return the metrics of the split and the seconds it took to predict."""
         found = metrics.summary(self.labels, self.proba, classes)

@@ -133,6 +133,8 @@ def _members(asked: Sweep) -> list[_Member]:
 def _check(cache: Cache, asked: Sweep) -> None:
     if asked.training.keep_checkpoints:
         raise OptionError("A sweep keeps no checkpoints.", "What is finished is kept: run it again to go on.")
+    if asked.training.calibrate:
+        raise OptionError("A sweep calibrates no heads.", "Train the chosen one with --calibrate.")
     if not has_split(cache, "val", asked.training.val_fraction):
         raise OptionError(
             f"{cache.name} has no validation split to choose a head by.", "Give --val-fraction .2."
@@ -142,9 +144,15 @@ def _check(cache: Cache, asked: Sweep) -> None:
 
 
 def _find(cache: Cache, training: Training, members: Sequence[_Member]) -> int:
-    """Give members the runs they have already; return how many have one."""
+    """Give members the runs they have already, calibrated ones aside; return how many have one."""
     split = {key: value for key, value in training.split_options().items() if key != "node"}
-    wanted = {"key": cache.key, "node": cache.node(training.node), "head": training.head, "split": split}
+    wanted = {
+        "key": cache.key,
+        "node": cache.node(training.node),
+        "head": training.head,
+        "split": split,
+        "calibration": None,
+    }
     folders = sorted((cache.path / HEADS).glob(f"{training.head}-*/{runs.RUN}"))
     there = [
         record

@@ -1,0 +1,49 @@
+"""`featcache compare`: how sure an accuracy is, and whether one head is really better than another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from featcache.commands import options
+from featcache.commands.output import say, show, show_json, show_table
+
+
+@click.command(short_help="Is one run really better than another?")
+@click.argument("names", metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--split",
+    type=click.Choice(["test", "val"]),
+    help="Compare on these rows [default: test where every run has it, else val].",
+)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
+@options.features_dir
+@options.as_json
+def compare(names: tuple[str, ...], split: str | None, seed: int, features_dir: Path, as_json: bool) -> None:
+    """Compare runs on the same rows by their stored predictions.
+
+    RUN is a run's id or the beginning of one (`featcache runs`). The runs may be of several caches of one
+    data set. Each accuracy gets its 95 % interval (bootstrap, 10 000 resamples); each pair the difference's
+    interval (paired bootstrap) and McNemar's exact test, corrected for the number of pairs (Holm). One is
+    called better only where both the test and the interval say so.
+    """
+    from featcache.training.compare import compare as run_comparison
+    from featcache.training.runs import find_run
+
+    found = run_comparison([find_run(features_dir, name) for name in names], split, seed=seed)
+    if as_json:
+        show_json(found)
+        return
+    show(f"on {found['split']}, {found['rows']} rows; from–to: 95 % intervals")
+    columns = ["run", "cache", "accuracy", "from", "to"]
+    rows = [
+        [each["run"], each["cache"], each["accuracy"], each["low"], each["high"]] for each in found["runs"]
+    ]
+    show_table(columns, rows, right=columns[2:])
+    if found["pairs"]:
+        show("")
+    for pair in found["pairs"]:
+        show(pair["verdict"])
+    for note in found["notes"]:
+        say(f"note: {note}")

@@ -13,7 +13,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from featcache.api import compare, evaluate, extract, train_head
+    from featcache.api import compare, evaluate, extract, sweep, train_head
     from featcache.errors import FeatcacheError
     from featcache.heads.convex import LogisticHead, RidgeHead
     from featcache.heads.neighbours import KNNHead
@@ -40,6 +40,7 @@ _PLACES = {
     "evaluate": "featcache.api",
     "extract": "featcache.api",
     "load_head": "featcache.heads.saving:loads",
+    "sweep": "featcache.api",
     "train_head": "featcache.api",
 }
 
@@ -58,6 +59,7 @@ __all__ = [
     "evaluate",
     "extract",
     "load_head",
+    "sweep",
     "train_head",
 ]
 

@@ -60,6 +60,27 @@ KEYS: dict[str, dict[str, str]] = {
         "seconds": "what is left, at that rate",
     },
     "train-head": _RUN,
+    "sweep": {
+        "cache": "the cache's name",
+        "head": "the kind of the heads",
+        "heads": "how many there are: configurations × seeds",
+        "found": "of these, how many had been trained before",
+        "failed": "of these, how many could not be trained",
+        "together": "how many trained at once, at most; 0 where all were found",
+        "seconds": "of the whole sweep",
+        "configurations": "a list, the best first, each with the keys below",
+        "best": "the run chosen, as `train-head` gives it; its `test` is null without --test",
+    },
+    "a configuration of sweep": {
+        "values": "option → value, of the grid",
+        "runs": "ids of its runs, one a seed",
+        "val_accuracy": "mean over the seeds, null where every seed failed",
+        "val_accuracy_sd": "sample standard deviation over the seeds, null for fewer than two",
+        "val_log_loss": "mean over the seeds",
+        "best_epoch": "mean over the seeds; null for heads that are not trained by epochs",
+        "fit_seconds": "mean over the seeds; heads trained together share the time equally",
+        "failures": "what went wrong, for each seed that failed",
+    },
     "evaluate": {
         **_RUN,
         "val": "metrics on the validation split and `per_class` (class, precision, recall, f1, support), "

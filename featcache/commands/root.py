@@ -17,6 +17,7 @@ COMMANDS = {
     "demo": "demo:demo",
     "extract": "extract:extract",
     "train-head": "train:train_head",
+    "sweep": "sweep:sweep",
     "evaluate": "train:evaluate",
     "runs": "runs:runs",
     "compare": "compare:compare",

@@ -130,17 +130,14 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         raise OptionError(f"{cache.name} has no test split.", "Train without --test.")
     if training.calibrate and not has_split(cache, "val", training.val_fraction):
         raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
-    table = cache.table("train", **training.split_options())
-    val = None
-    if has_split(cache, "val", training.val_fraction):
-        val = cache.table("val", **training.split_options())
+    table, val = read_tables(cache, training)
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
     begin = time.perf_counter()
     validation = {} if val is None else {"X_val": val.X, "y_val": val.y}
     head.fit(table.X, table.y, **validation, **hooks)
     seconds = time.perf_counter() - begin
-    facts = _facts(cache, training, run, head, table, seconds)
+    facts = facts_of(cache, training, run, head, table, seconds)
     if training.calibrate and val is not None:
         facts["calibration"], notes = calibrated.calibrate(head, val)
         facts["notes"] += notes
@@ -150,6 +147,19 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         found.append(predict(head, test))
         facts["calibration"] = calibrated.add_test(facts["calibration"], head, test, found[-1])
     return store(cache, folder, facts, head, found)
+
+
+def read_tables(cache: Cache, training: Training) -> tuple[Table, Table | None]:
+    """Return the training and the validation table, None where there is none.
+
+    Raises:
+        CacheError: the cache is not finished or has no training rows.
+        DamagedError: a shard differs from what was committed.
+    """
+    table = cache.table("train", **training.split_options())
+    if not has_split(cache, "val", training.val_fraction):
+        return table, None
+    return table, cache.table("val", **training.split_options())
 
 
 def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState | None) -> dict[str, Any]:
@@ -185,9 +195,10 @@ def context_of(cache: Cache, node: str) -> dict[str, Any]:
     }
 
 
-def _facts(
+def facts_of(
     cache: Cache, training: Training, run: str, head: Head, table: Table, seconds: float
 ) -> dict[str, Any]:
+    """Return what a run's record says of a head that was fitted to `table` in `seconds`, without metrics."""
     return {
         "run": run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -198,7 +209,7 @@ def _facts(
         "node": table.node,
         "columns": table.columns,
         "head": training.head,
-        "params": {name: _plain(value) for name, value in head.get_params(deep=False).items()},
+        "params": plain_params(head),
         "split": {key: value for key, value in training.split_options().items() if key != "node"},
         "train_rows": len(table),
         "epochs": getattr(head, "n_epochs_", None),
@@ -229,5 +240,7 @@ def store(
     return Trained(record, head, folder)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def plain_params(head: Head) -> dict[str, Any]:
+    """Return all options of a head as a run's record holds them."""
+    params = head.get_params(deep=False)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}

@@ -12,6 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from featcache.version import VERSION as __version__
+
 if TYPE_CHECKING:
     from featcache.api import compare, evaluate, extract, sweep, train_head
     from featcache.errors import FeatcacheError
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from featcache.store.cache import Cache
     from featcache.store.table import Table
 
-__version__ = "0.1.0"
 
 # Each name is imported when it is first used: `import featcache` loads neither torch nor scikit-learn.
 _PLACES = {

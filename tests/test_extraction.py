@@ -514,7 +514,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(SpaceError, match=r"need .* GB .* and 0.00 GB are free"):
+    with pytest.raises(SpaceError, match=r"need .* MB .* and 0.0 MB are free"):
         extract(request_, settings)
     assert not list(settings.features_dir.glob("*/shards/*"))
 

@@ -36,8 +36,9 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Write a line of data to stdout."""
-    click.echo(clean(text))
+    """Write a line of data to stdout; what its encoding lacks is escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(clean(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def show_json(value: Mapping[str, Any]) -> None:
@@ -54,7 +55,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: 
             cell.rjust(width) if name in right else cell.ljust(width)
             for cell, width, name in zip(row, widths, columns, strict=True)
         ]
-        click.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())
 
 
 def _cell(value: object) -> str:

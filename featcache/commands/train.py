@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, show_table
@@ -83,10 +84,13 @@ def train_head(
     from featcache.training import fit
 
     chosen = chosen_parameters(given)
+    if resume is not None:
+        _refuse_beside_resume()
     with progress_bar(as_json) as progress:
         watch = fit.Watch(
             layers=(lambda rows: None) if as_json else show_layers,
             epoch=lambda report: progress("epoch", report.epoch, report.epochs),
+            keeps=lambda run: say(f"run {run}: if it is stopped, featcache train-head --resume {run}"),
         )
         if resume is not None:
             trained = fit.resume(features_dir, resume, chosen.get("epochs"), watch)
@@ -99,6 +103,16 @@ def train_head(
         show_json(result(trained.record))
     else:
         _show(trained.record)
+
+
+def _refuse_beside_resume() -> None:
+    """An interrupted run knows its options; another value given beside it would be ignored."""
+    context = click.get_current_context()
+    for name in context.params:
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in ("resume", "epochs", "features_dir", "as_json"):
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{flag} cannot be given with --resume: the run goes on as it began.")
 
 
 def chosen_parameters(given: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from featcache.extraction.extract import open_job, source_of
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
 from featcache.progress import Progress, silent
-from featcache.store import claims
+from featcache.store import claims, mending
 from featcache.store.cache import Cache
 from featcache.store.plan import ShardPlan
 
@@ -44,7 +44,7 @@ def repair(
     request = replace(request, dataset=dataset or request.dataset, weights=weights or request.weights)
     job = None if _has_plan(cache) else _job(cache, request, settings, progress)
     cache = Cache(path)
-    cache.discard_damaged_records()
+    mending.discard_damaged_records(cache)
     damaged = [part for part, wrong in cache.verify() if wrong]
     if damaged:
         job = job or _job(cache, request, settings, progress)
@@ -63,7 +63,7 @@ def _has_plan(cache: Cache) -> bool:
 def _job(cache: Cache, request: Request, settings: Settings, progress: Progress) -> Job:
     """Open the images and weights, check that they are those of the cache, and see to its plan."""
     job = open_job(request, source_of(request, settings), progress)
-    if job.key != cache.key or not cache.restore_plan(job.plan()):
+    if job.key != cache.key or not mending.restore_plan(cache, job.plan()):
         raise CacheError(
             f"The images or weights found now are not those {cache.name} was made from.",
             "Say where they are with --dataset and --weights, or extract into a new cache.",
@@ -75,7 +75,7 @@ def _compute(
     cache: Cache, job: Job, settings: Settings, damaged: list[ShardPlan], progress: Progress
 ) -> None:
     for part in damaged:
-        cache.discard(part)
+        mending.discard(cache, part)
     claims.forget(cache.path)
     extractor = job.extractor(settings.device)
     pipeline.run(

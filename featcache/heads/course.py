@@ -40,8 +40,8 @@ class Course:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch (1-based) that the monitored value names, or the last one without validation rows."""
-        return self.stopping.best_epoch if self.validates else len(self.history)
+        """The epoch (1-based) whose weights are kept: the best by validation, or else the last."""
+        return self.stopping.best_epoch if self.selects else len(self.history)
 
     def add(self, metrics: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
         """Take the metrics of an epoch and the weights after it, which are copied if they are the best.

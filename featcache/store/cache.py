@@ -124,7 +124,7 @@ class Cache:
         found = {commit.shard: commit for commit in records.read_commits(self.path, self.key)}
         for name, commit in found.items():
             part = planned.get(name)
-            if part is None or not _fits(commit, part):
+            if part is None or not commit.fits(part.first, part.stop):
                 raise DamagedError(f"The commit record of shard {name} in {self.path} does not fit the plan.")
         return found
 
@@ -238,37 +238,6 @@ class Cache:
             else:
                 yield part, ""
 
-    def discard_damaged_records(self) -> None:
-        """Remove commit records that cannot be read or do not fit, and the seal: those shards are todo."""
-        planned = {part.name: part for part in self.shards()}
-        for path in sorted((self.path / records.COMMITS).glob("*.json")):
-            try:
-                commit = records.read_commit(path)
-                part = planned.get(commit.shard)
-                good = commit.key == self.key and part is not None and _fits(commit, part)
-            except DamagedError:
-                good = False
-            if not good:
-                atomic.remove(path)
-                atomic.remove(self.path / records.SEAL)
-        try:
-            records.check_sealed(self.path, self.key)
-        except DamagedError:
-            atomic.remove(self.path / records.SEAL)
-
-    def discard(self, part: ShardPlan) -> None:
-        """Take back the commit of one damaged shard, so that it is computed again."""
-        for path in (self.path / records.SEAL, self.path / records.COMMITS / f"{part.name}.json"):
-            atomic.remove(path)
-
-    def restore_plan(self, plan: Plan) -> bool:
-        """Write the plan again if it is the one the cache was made with; return whether it is."""
-        data, expected = plan.to_bytes(), self.record["plan"]
-        if shard.hash_of(data) != expected["xxh3_128"]:
-            return False
-        atomic.write(self.path / records.PLAN, data)
-        return True
-
     def _mend(self) -> str:
         return f"Run: featcache verify {self.name} --repair."
 
@@ -298,7 +267,3 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
-
-
-def _fits(commit: Commit, part: ShardPlan) -> bool:
-    return (commit.first, commit.last, commit.rows) == (part.first, part.stop - 1, len(part))

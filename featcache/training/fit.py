@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache import atomic
-from featcache.errors import OptionError, RunError
+from featcache.errors import CacheError, OptionError, RunError
 from featcache.heads import saving
 from featcache.heads.base import Head
 from featcache.heads.catalogue import create, options
@@ -25,8 +25,10 @@ from featcache.training import calibrated, checkpoints, runs
 from featcache.training.cost import peak_gpu_bytes, peak_rss_bytes
 from featcache.training.ledger import Ledger
 from featcache.training.predictions import Prediction, predict
+from featcache.version import VERSION
 
 CONFIG = "config.json"
+LIBRARIES = ("torch", "numpy", "scikit-learn")  # whose versions a run records
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Watch:
 
     layers: Callable[[list[LayerRow]], None] = lambda rows: None
     epoch: Callable[[EpochReport], None] = lambda report: None
+    keeps: Callable[[str], None] = lambda run: None  # told the run's id where it keeps checkpoints
 
 
 def train(cache: Cache, training: Training, watch: Watch = Watch()) -> Trained:
@@ -175,6 +178,7 @@ def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState 
         atomic.make_folder(folder)
         config = {"format": FORMAT, "training": {**asdict(training), "params": dict(training.params)}}
         atomic.write(folder / CONFIG, records.to_bytes(config))
+        watch.keeps(folder.name)
 
     def each(report: EpochReport) -> None:
         if training.keep_checkpoints:
@@ -219,9 +223,7 @@ def facts_of(
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_gpu_bytes": peak_gpu_bytes(),
         "notes": list(getattr(head, "notes_", ())),
-        "versions": {
-            name: metadata.version(name) for name in ("featcache", "torch", "numpy", "scikit-learn")
-        },
+        "versions": {"featcache": VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
     }
 
 
@@ -236,8 +238,25 @@ def store(
         arrays |= prediction.arrays()
     data = saving.dumps(head, context_of(cache, facts["node"]))
     record = runs.write_run(folder, whole, data, getattr(head, "history_", []), arrays)
-    Ledger(cache.path.parent).record(record)
-    return Trained(record, head, folder)
+    return Trained(_recorded(cache, record), head, folder)
+
+
+def _recorded(cache: Cache, record: dict[str, Any]) -> dict[str, Any]:
+    """Put a stored run into the ledger; where that fails the run is none the worse, and a note says so."""
+    try:
+        Ledger(cache.path.parent).record(record)
+    except CacheError as error:
+        note = f"The run is stored, but not in the ledger: {error.message}"
+        return {**record, "notes": [*record["notes"], f"{note} Mend it with: featcache runs --rebuild."]}
+    return record
+
+
+def add_test(
+    cache: Cache, folder: Path, record: Mapping[str, Any], found: Prediction, calibration: Any
+) -> Any:
+    """Add the test split's predictions and metrics to a stored run; return its new record."""
+    facts = {**record, "test": found.summary(cache.classes), "calibration": calibration}
+    return _recorded(cache, runs.add_predictions(folder, facts, found.arrays()))
 
 
 def plain_params(head: Head) -> dict[str, Any]:

@@ -57,7 +57,9 @@ def plain(request: Request, folder: Path, state: dict[str, torch.Tensor], crop: 
             rows = body(batch).numpy()
             if "features" not in file:
                 shape = (0, rows.shape[1])
-                file.create_dataset("features", shape, maxshape=(None, rows.shape[1]), compression="gzip")
+                file.create_dataset(
+                    "features", shape, "f4", maxshape=(None, rows.shape[1]), compression="gzip"
+                )
             data = file["features"]
             data.resize(len(data) + len(rows), axis=0)
             data[-len(rows) :] = rows

@@ -22,13 +22,13 @@ PER_FOLDER = 5000
 def linked_folder(root: Path, count: int) -> Path:
     """Make an image folder of `count` hard links to one image in classes of 5000."""
     root.mkdir()
-    original = root / "original.jpg"
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(original)
     for number in range(count):
         folder = root / "data" / "train" / f"class {number // PER_FOLDER:03d}"
         if number % PER_FOLDER == 0:
             folder.mkdir(parents=True)
+            original = root / f"{number}.jpg"  # a file system allows only so many links to one file
+            Image.fromarray(pixels).save(original)
         os.link(original, folder / f"{number:07d}.jpg")
     return root / "data"
 

@@ -16,12 +16,12 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.errors import HeadError
 from featcache.heads.calibration import Calibration, best_temperature, tempered
+from featcache.heads.labels import UNKNOWN, encoded, named, strangers_note
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
 from featcache.metrics import expected_calibration_error
 
 Codes = NDArray[np.int64]
-UNKNOWN = -1  # the code of a validation row whose class has no training rows
 STANDARDIZE = choice("standardise columns with the training rows' mean and deviation", "auto", "yes", "no")
 _DTYPES = [np.float32, np.float64, np.float16]  # kept as they are; anything else becomes the first
 
@@ -119,11 +119,11 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         """
         check_is_fitted(self)
         rows, labels = self._validated(X=X, y=y, reset=False)
-        codes, scores = self._encoded(labels), self._scores(rows)
+        codes, scores = encoded(labels, self.classes_), self._scores(rows)
         known = codes != UNKNOWN
         if not known.any():
             raise HeadError(
-                f"No row to calibrate on is of a class that the head knows: {_named(labels)}.",
+                f"No row to calibrate on is of a class that the head knows: {named(labels)}.",
                 "Calibrate on rows of the classes it was trained on.",
             )
         codes, scores = codes[known], scores[known]
@@ -217,8 +217,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         val_rows, val_labels = self._validated(X=X_val, y=y_val, reset=False)
         for part in row_blocks(len(val_rows), val_rows.shape[1]):
             check_finite(val_rows[part], part.start, "X_val")
-        val_codes = self._encoded(val_labels)
-        notes = self._strangers(val_labels, val_codes)
+        val_codes = encoded(val_labels, self.classes_)
+        notes = strangers_note(val_labels, val_codes)
         if (val_codes == UNKNOWN).all():
             return Task(rows, codes.astype(np.int64), columns, notes=notes)
         return Task(rows, codes.astype(np.int64), columns, val_rows, val_codes, notes)
@@ -234,21 +234,6 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         except ValueError as error:
             raise HeadError(str(error)) from error
         return checked
-
-    def _encoded(self, labels: NDArray[Any]) -> Codes:
-        """Return the labels' class codes, `UNKNOWN` for those of no class."""
-        codes = {label: code for code, label in enumerate(self.classes_.tolist())}
-        return np.array([codes.get(label, UNKNOWN) for label in labels.tolist()], dtype=np.int64)
-
-    def _strangers(self, labels: NDArray[Any], codes: Codes) -> tuple[str, ...]:
-        """Return the note on validation rows of classes without training rows, if there are such."""
-        unknown = codes == UNKNOWN
-        count, of = int(unknown.sum()), len(codes)
-        if not count:
-            return ()
-        named = _named(labels[unknown])
-        effect = "validation chose nothing" if count == of else "they count as errors"
-        return (f"{count} of {of} validation rows are of classes without training rows ({named}): {effect}.",)
 
     def _scores(self, X: ArrayLike) -> Matrix:
         check_is_fitted(self)
@@ -277,12 +262,6 @@ class ScoredHead(Head):
         """
         scores = self._scores(X)
         return scores if scores.shape[1] > 2 else scores[:, 1] - scores[:, 0]
-
-
-def _named(labels: NDArray[Any]) -> str:
-    """Return the first few of different labels, as text."""
-    names = sorted(set(labels.tolist()), key=str)
-    return ", ".join(map(repr, names[:5])) + (" …" if len(names) > 5 else "")
 
 
 def softmax(scores: Matrix) -> Matrix:

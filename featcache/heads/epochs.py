@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.heads.base import UNKNOWN, Task
+from featcache.heads.base import Task
+from featcache.heads.labels import UNKNOWN
 from featcache.heads.network import Adam, Network
 from featcache.heads.rows import Rows
 from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, layer_rows, plain

@@ -39,6 +39,7 @@ docs: $(READY) ## make docs/cli.md anew from the program
 bench: $(READY) ## benchmarks against the forward-only rate and against what people use instead
 	$(BIN)/python bench/extract.py
 	$(BIN)/python bench/startup.py
+	$(BIN)/python bench/heads.py
 
 clean: ## remove what make made
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -103,7 +103,7 @@ def main() -> None:
 def _measure(backbone: str, precision: str, data: Path, folder: Path, options: argparse.Namespace) -> None:
     request = Request(f"folder:{data}", backbone, options.weights, precision=precision)
     settings = Settings(folder / "features", folder / "data")
-    job = open_job(request, open_source(request.dataset, settings.data_dir), settings, silent)
+    job = open_job(request, open_source(request.dataset, settings.data_dir), silent)
     extractor, state = job.extractor("auto"), job.network.state_dict()
     by_hand = not options.no_plain and backbone.startswith(("vgg", "squeezenet"))
     rows = []

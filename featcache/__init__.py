@@ -12,8 +12,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from featcache.version import VERSION as __version__
+
 if TYPE_CHECKING:
-    from featcache.api import compare, evaluate, extract, train_head
+    from featcache.api import compare, evaluate, extract, sweep, train_head
     from featcache.errors import FeatcacheError
     from featcache.heads.convex import LogisticHead, RidgeHead
     from featcache.heads.neighbours import KNNHead
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from featcache.store.cache import Cache
     from featcache.store.table import Table
 
-__version__ = "0.1.0"
 
 # Each name is imported when it is first used: `import featcache` loads neither torch nor scikit-learn.
 _PLACES = {
@@ -40,6 +41,7 @@ _PLACES = {
     "evaluate": "featcache.api",
     "extract": "featcache.api",
     "load_head": "featcache.heads.saving:loads",
+    "sweep": "featcache.api",
     "train_head": "featcache.api",
 }
 
@@ -58,6 +60,7 @@ __all__ = [
     "evaluate",
     "extract",
     "load_head",
+    "sweep",
     "train_head",
 ]
 

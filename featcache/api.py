@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from featcache.store.folders import find_cache
 from featcache.training import compare as comparison
 from featcache.training import evaluate as evaluation
 from featcache.training import fit, runs
+from featcache.training import sweep as sweeping
 
 PathLike = str | os.PathLike[str]
 
@@ -102,6 +103,38 @@ def train_head(
         head, params, node, val_fraction, split_seed, split_mode, test, calibrate=calibrate
     )
     return fit.train(opened, training)
+
+
+def sweep(
+    cache: Cache | str,
+    head: str = "mlp",
+    grid: Mapping[str, Sequence[Any]] | None = None,
+    *,
+    seeds: int = 1,
+    random: int | None = None,
+    node: str | None = None,
+    val_fraction: float = 0.2,
+    split_seed: int = 42,
+    split_mode: str = "random",
+    test: bool = False,
+    memory: int = sweeping.MEMORY,
+    features_dir: PathLike = "features",
+    tell: Callable[[sweeping.News], None] = lambda news: None,
+    **params: Any,
+) -> sweeping.Swept:
+    """Train a head for every combination of `grid` and every seed, store the runs, and choose the best.
+
+    `grid` maps options to values, e.g. `{"lr": [1e-4, 1e-3], "hidden": [(50, 20), (128,)]}`; `params` are the
+    options that stay the same; `random` tries so many combinations instead of all. `.configurations` are
+    ordered by mean validation accuracy, `.best` is the record of the run chosen. Network heads train together
+    within `memory` bytes; `tell` hears how far it is.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
+    training = fit.Training(head, params, node, val_fraction, split_seed, split_mode, test)
+    return sweeping.sweep(opened, sweeping.Sweep(training, grid or {}, seeds, memory, random), tell)
 
 
 def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]:

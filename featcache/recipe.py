@@ -48,6 +48,7 @@ class Decoding:
     depth16: str = "scale"
     alpha: str = "over-white"
     orientation: str = "exif"
+    max_pixels: int = 50_000_000  # larger images count as unreadable
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def empty_cache(
             "fingerprint": fingerprint,
             "classes": ["ape", "bee", "cat"],
             "rows": rows.counts(),
-            "ignored": [],
+            "ignored": {"count": 0, "first": []},
         },
         "columns": columns,
         "rows_per_shard": rows_per_shard,

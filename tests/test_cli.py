@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -78,12 +79,14 @@ def test_every_command_has_help_and_an_entry(name: str) -> None:
         assert option.name
 
 
-def test_the_readme_names_only_commands_that_exist() -> None:
-    import re
-
-    for page in ("README.md", "docs/architecture.md", "docs/format.md"):
-        for name in re.findall(r"featcache ([a-z][a-z-]+)", (ROOT / page).read_text()):
-            assert name in COMMANDS or name in {"is", "and", "keeps"}, (page, name)
+def test_the_documents_name_only_commands_that_exist() -> None:
+    for page in ("README.md", "docs/architecture.md", "docs/format.md", "CONTRIBUTING.md"):
+        text = (ROOT / page).read_text()
+        code = re.findall(r"```sh\n(.*?)```|`([^`\n]+)`", text, flags=re.DOTALL)
+        for name in re.findall(
+            r"(?m)^\s*featcache ([a-z][a-z-]*)", "\n".join("\n".join(pair) for pair in code)
+        ):
+            assert name in COMMANDS, (page, name)
 
 
 # --- JSON ---
@@ -306,3 +309,77 @@ def test_a_closed_pipe_is_no_traceback(easy: Cache, cli: Cli) -> None:
     command = f"{sys.executable} -m featcache ls --datasets | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=dict(os.environ))
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
+
+
+# --- the demo ---
+
+
+def test_the_demo_shows_the_whole_way(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))  # offline: no official weights
+    monkeypatch.setattr("featcache.commands.demo._reachable", lambda url: False)
+    found = cli.json("demo")
+    assert set(found) == set(KEYS["demo"]) and found["weights"] == "random:0"
+    rows = {(row["head"], row["features"]): row["test_accuracy"] for row in found["rows"]}
+    assert set(rows) == {(head, "resnet18") for head in ("linear", "mlp", "logreg", "svm")} | {
+        ("logreg", "raw pixels")
+    }
+    assert rows["logreg", "resnet18"] > rows["logreg", "raw pixels"] > 0.95
+
+
+# --- stops and second tries ---
+
+
+def test_an_interrupted_training_says_what_became_of_it(
+    cli: Cli, easy: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("featcache.training.checkpoints.keep", interrupt)
+    code, out, err = cli("train-head", "--cache", "easy", "--keep-checkpoints", "2", "--epochs", "3")
+    run_id = err.split("--resume ")[1].split()[0]
+    assert code == 1 and out == "" and run_id.startswith("mlp-") and "Stopped." in err
+    monkeypatch.undo()
+    code, out, _ = cli("train-head", "--resume", run_id)
+    assert code == 0 and f"run {run_id}" in out
+
+
+@pytest.mark.parametrize("extra", [["--head", "logreg"], ["--lr", "3"], ["--cache", "easy"], ["--test"]])
+def test_resume_refuses_what_it_would_ignore(cli: Cli, easy: Cache, extra: list[str]) -> None:
+    cli("train-head", "--cache", "easy", "--keep-checkpoints", "1", "--epochs", "2")
+    run_id = next((easy.path / "heads").iterdir()).name
+    code, _, err = cli("train-head", "--resume", run_id, *extra)
+    assert code == 2 and f"{extra[0]} cannot be given with --resume" in err
+    assert cli("train-head", "--resume", run_id, "--epochs", "3")[0] == 0
+
+
+def test_a_damaged_ledger_does_not_hide_a_finished_run(cli: Cli, easy: Cache) -> None:
+    (cli.features / "ledger.sqlite").write_bytes(b"not a database" * 100)
+    code, out, err = cli("train-head", "--head", "ridge", "--cache", "easy")
+    assert code == 0 and "run ridge-" in out and "not in the ledger" in err
+
+
+def test_a_cache_can_be_named_by_its_path(cli: Cli, easy: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(easy.path)
+    code, out, _ = cli("train-head", "--head", "ridge", "--cache", ".")
+    assert code == 0 and not (easy.path / "ledger.sqlite").exists()
+    assert cli.json("evaluate", out.split("run ")[1].split()[0])["cache"] == easy.name
+
+
+def test_wrong_usage_with_json_is_json(cli: Cli) -> None:
+    code, out, _ = cli("extract", "--nothing", "--json")
+    assert code == 2 and set(json.loads(out)) == {"error", "hint"}
+
+
+def test_a_poor_terminal_gets_what_it_can_show(easy: Cache, cli: Cli) -> None:
+    command = [sys.executable, "-m", "featcache", "ls", "--features-dir", str(cli.features)]
+    env = {**os.environ, "PYTHONIOENCODING": "latin-1"}
+    done = subprocess.run(command, capture_output=True, env=env)
+    assert done.returncode == 0 and easy.name.encode() in done.stdout
+
+
+def test_damaged_numbers_in_a_record_are_damage(cli: Cli, easy: Cache) -> None:
+    recipe = easy.path / "recipe.json"
+    recipe.write_text(recipe.read_text().replace('"rows_per_shard": 64', '"rows_per_shard": 1e999'))
+    code, _, err = cli("info", "easy")
+    assert code == 1 and "is damaged" in err and "Traceback" not in err

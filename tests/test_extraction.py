@@ -165,6 +165,7 @@ CHANGES = {
     "normalize": ("half", "preprocess.mean"),
     "precision": ("bf16", "precision"),
     "store_dtype": ("float32", "store_dtype"),
+    "max_pixels": (10**6, "decoding.max_pixels"),
 }
 
 
@@ -189,9 +190,9 @@ def _a_node() -> str:
 
 
 def test_every_option_of_a_request_is_known_to_these_tests(request_: Request) -> None:
-    # A new option must be shown to miss (above) or to be harmless.
-    harmless = {"dataset", "limit", "max_pixels"}
-    assert set(CHANGES) | harmless == set(request_.to_dict())
+    # A new option must be shown to miss (above); those that choose the data are tested below.
+    of_the_data = {"dataset", "limit"}
+    assert set(CHANGES) | of_the_data == set(request_.to_dict())
 
 
 def _edit(folder: Path, harm: str) -> None:
@@ -334,13 +335,89 @@ def test_killed_at_any_moment_and_resumed_it_is_the_uninterrupted_one(tmp_path: 
 
 
 def test_two_runs_at_once_share_the_work(tmp_path: Path) -> None:
-    data = make_folder(tmp_path / "photos")
-    command = [sys.executable, "-c", SCRIPT, str(data), str(tmp_path / "features")]
+    data = make_folder(tmp_path / "photos", train=60, test=10)
+    features = tmp_path / "features"
+    command = [sys.executable, "-c", SCRIPT, str(data), str(features)]
     both = [subprocess.Popen(command) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
-    cache = Cache(next((tmp_path / "features").glob("*--*")))
+    cache = Cache(next(features.glob("*--*")))
     assert cache.sealed() is not None
     assert all(why == "" for _, why in cache.verify())
+    sessions = memory.sessions(features, cache.name)
+    # Each may compute what the other has in hand when nothing else is left, hardly more.
+    assert sum(session["images"] for session in sessions) <= len(cache.plan) + 40
+    assert not (features / memory.FOLDER / "claims" / cache.name).exists()
+
+
+def test_the_claims_of_the_dead_hold_nobody_up(request_: Request, settings: Settings) -> None:
+    first = extract(request_, settings)
+    shutil.rmtree(first.path)
+    claims = settings.features_dir / memory.FOLDER / "claims" / first.path.name
+    claims.mkdir(parents=True)
+    for name in ("train-00000", "train-00003", "test-00000"):
+        (claims / name).touch()
+    again = extract(request_, settings)
+    assert again.images == 36 and not again.hit and not claims.exists()
+
+
+def test_weights_replaced_on_the_way_are_not_remembered(
+    request_: Request, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SETTLED_NS", 0)
+    file, network = tmp_path / "w.safetensors", _network()
+    save_file(network.state_dict(), file)
+    asked = replace(request_, weights=str(file))
+    real_run = pipeline.run
+
+    def run_and_replace(*arguments: object, **options: object) -> int:
+        with torch.no_grad():
+            network.features[0].bias += 0.1
+        save_file(network.state_dict(), file)
+        return real_run(*arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "run", run_and_replace)
+    first = extract(asked, settings)
+    monkeypatch.setattr(pipeline, "run", real_run)
+    second = extract(asked, settings)
+    assert not second.hit and second.fingerprint != first.fingerprint
+
+
+def test_an_image_that_comes_and_goes_during_a_run_is_not_remembered(
+    request_: Request, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SETTLED_NS", 0)
+    folder = make_folder(tmp_path / "photos")
+    asked, extra = replace(request_, dataset=f"folder:{folder}"), folder / "train" / "bee" / "extra.png"
+    real_open = extraction.open_dataset
+
+    def add_and_open(*arguments: object) -> object:
+        shutil.copy(folder / "train" / "bee" / "000.png", extra)
+        return real_open(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(extraction, "open_dataset", add_and_open)
+    first = extract(asked, settings)
+    assert first.rows["train"] == 25
+    monkeypatch.setattr(extraction, "open_dataset", real_open)
+    extra.unlink()
+    second = extract(asked, settings)
+    assert not second.hit and second.rows["train"] == 24
+
+
+def test_a_cache_in_a_folder_that_may_only_be_read_is_as_good(request_: Request, settings: Settings) -> None:
+    first = extract(request_, settings)
+    shutil.rmtree(settings.features_dir / memory.FOLDER)
+    (settings.features_dir / memory.FOLDER).write_text("in the way")
+    again = extract(request_, settings)
+    assert again.hit and again.path == first.path
+
+
+def test_a_great_many_other_files_do_no_harm(request_: Request, settings: Settings, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", train=2, test=1)
+    for number in range(1500):
+        (folder / "train" / "bee" / f"{number}.txt").touch()
+    cache = Cache(extract(replace(request_, dataset=f"folder:{folder}"), settings).path)
+    ignored = cache.record["dataset"]["ignored"]
+    assert ignored["count"] == 1500 and len(ignored["first"]) == 1000
 
 
 def test_an_image_that_changes_on_the_way_is_noticed(
@@ -349,7 +426,7 @@ def test_an_image_that_changes_on_the_way_is_noticed(
     folder = make_folder(tmp_path / "photos")
     asked = replace(request_, dataset=f"folder:{folder}")
     source = open_source(asked.dataset, settings.data_dir)
-    job = extraction.open_job(asked, source, settings, silent)
+    job = extraction.open_job(asked, source, silent)
     extractor = job.extractor("cpu")
     cache = extraction._create(job, settings, dict(extractor.columns))
     victim = folder / "train" / "bee" / "003.png"
@@ -390,7 +467,7 @@ def test_bad_images_are_skipped_listed_and_never_invented(
     names = {"train/bee/bad1.png", "train/cat/bad2.jpg", "test/cat/bad3.png"}
     assert found.bad_images == 3 and {name for name, _ in cache.bad_images()} == names
     assert all(reason for _, reason in cache.bad_images())
-    assert cache.record["dataset"]["ignored"] == ["train/cat/notes.txt"]
+    assert cache.record["dataset"]["ignored"] == {"count": 1, "first": ["train/cat/notes.txt"]}
     for split in ("train", "val", "test"):
         assert not names & set(cache.table(split).ids)
     # The good rows are those of the folder without the bad ones.
@@ -446,7 +523,7 @@ def test_what_does_not_fit_is_refused_before_it_starts(
 ) -> None:
     usage = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(SpaceError, match=r"need .* GB .* and 0.00 GB are free"):
+    with pytest.raises(SpaceError, match=r"need .* MB .* and 0.0 MB are free"):
         extract(request_, settings)
     assert not list(settings.features_dir.glob("*/shards/*"))
 
@@ -499,11 +576,11 @@ def test_repair_computes_just_what_is_damaged(request_: Request, settings: Setti
     cache, before = Cache(found.path), tree(found.path)
     shards = sorted((found.path / records.SHARDS).iterdir())
     shards[1].write_bytes(shards[1].read_bytes()[:-1] + b"?")
-    shards[3].unlink()
+    shards[4].unlink()
     (found.path / records.COMMITS / "train-00000.json").write_bytes(b"{}")
     with pytest.raises(DamagedError):
         extract(request_, settings)
-    untouched = {path.name: path.stat().st_mtime_ns for path in shards if path not in (shards[1], shards[3])}
+    untouched = {path.name: path.stat().st_mtime_ns for path in shards if path not in (shards[1], shards[4])}
     done = repair(found.path, settings)
     assert len(done) == 3 and "train-00000" in done
     assert tree(found.path) == before
@@ -511,6 +588,41 @@ def test_repair_computes_just_what_is_damaged(request_: Request, settings: Setti
     assert sum(good[name] == stamp for name, stamp in untouched.items()) >= len(untouched) - 1
     assert all(why == "" for _, why in cache.verify())
     assert extract(request_, settings).hit
+
+
+def test_repair_writes_a_damaged_plan_again(request_: Request, settings: Settings) -> None:
+    found = extract(request_, settings)
+    before = tree(found.path)
+    (found.path / records.PLAN).write_bytes(b"PK")
+    with pytest.raises(DamagedError, match="--repair"):
+        Cache(found.path).table("train")
+    assert repair(found.path, settings) == []
+    assert tree(found.path) == before
+
+
+def test_a_damaged_recipe_is_made_anew_as_its_hint_says(request_: Request, settings: Settings) -> None:
+    found = extract(request_, settings)
+    before = tree(found.path)
+    recipe = found.path / records.RECIPE
+    recipe.write_bytes(recipe.read_bytes().replace(b"bee", b"bed"))
+    with pytest.raises(DamagedError, match="Move it away"):
+        Cache(found.path)
+    recipe.unlink()
+    again = extract(request_, settings)
+    assert again.images == 0 and tree(found.path) == before
+
+
+def test_repair_is_told_where_things_were_moved(
+    request_: Request, settings: Settings, tmp_path: Path
+) -> None:
+    folder, file = make_folder(tmp_path / "photos"), tmp_path / "w.safetensors"
+    save_file(_network().state_dict(), file)
+    found = extract(replace(request_, dataset=f"folder:{folder}", weights=str(file)), settings)
+    next((found.path / records.SHARDS).iterdir()).unlink()
+    moved = (folder.rename(tmp_path / "moved"), file.rename(tmp_path / "v.safetensors"))
+    with pytest.raises(FeatcacheError):
+        repair(found.path, settings)
+    assert len(repair(found.path, settings, f"folder:{moved[0]}", str(moved[1]))) == 1
 
 
 def test_repair_refuses_other_images(request_: Request, settings: Settings, tmp_path: Path) -> None:

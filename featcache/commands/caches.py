@@ -97,13 +97,17 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
         f"  {'classes':<26} {len(facts['classes'])}: {', '.join(facts['classes'][:12])}"
         + (" …" if len(facts["classes"]) > 12 else "")
     )
-    for label, listed in (("ignored files", facts["ignored"]), ("unreadable images", facts["bad_images"])):
+    ignored, bad = facts["ignored"], facts["bad_images"]
+    for label, count, listed in (
+        ("ignored files", ignored["count"], ignored["first"]),
+        ("unreadable images", len(bad), bad),
+    ):
         if listed:
-            show(f"\n  {label}: {len(listed)}")
+            show(f"\n  {label}: {count}")
             for each in listed[:20]:
                 show(f"    {each if isinstance(each, str) else each['id'] + ': ' + each['reason']}")
-            if len(listed) > 20:
-                show(f"    and {len(listed) - 20} more (--json lists all)")
+            if count > 20:
+                show(f"    and {count - 20} more (--json names more)")
     for session in facts["sessions"]:
         rate = session["images"] / max(session["seconds"], 1e-9)
         took = f"{duration(session['seconds'])} ({rate:.1f}/s) on {session['device']}"

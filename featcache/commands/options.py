@@ -30,6 +30,28 @@ device: Decorator = click.option(
 )
 
 
+def split(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that choose validation rows where a data set has no validation split of its own."""
+    for option in reversed(_SPLIT):
+        function = option(function)
+    return function
+
+
+_SPLIT: list[Decorator] = [
+    click.option(
+        "--val-fraction", type=float, default=0.2, show_default=True, help="Of train, where there is no val."
+    ),
+    click.option("--split-seed", type=int, default=42, show_default=True),
+    click.option(
+        "--split-mode",
+        default="random",
+        show_default=True,
+        metavar="random|stratified|last",
+        help="last takes the last rows in order: of a data set that is sorted by class, the last classes.",
+    ),
+]
+
+
 class AutoOrNumber(click.ParamType[Any]):
     """`auto` (None) or a whole number of at least one."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +36,9 @@ def say(text: str) -> None:
 
 
 def show(text: str) -> None:
-    """Write a line of data to stdout."""
-    click.echo(clean(text))
+    """Write a line of data to stdout; what its encoding lacks is escaped."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    click.echo(clean(text).encode(encoding, "backslashreplace").decode(encoding))
 
 
 def show_json(value: Mapping[str, Any]) -> None:
@@ -54,7 +55,7 @@ def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: 
             cell.rjust(width) if name in right else cell.ljust(width)
             for cell, width, name in zip(row, widths, columns, strict=True)
         ]
-        click.echo("  ".join(cells).rstrip())
+        show("  ".join(cells).rstrip())
 
 
 def _cell(value: object) -> str:
@@ -80,6 +81,18 @@ def duration(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest} s"
     return f"{minutes // 60} h {minutes % 60} min"
+
+
+@contextmanager
+def status_line(quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Keep one changing line on stderr, as long as work goes on; silent off a terminal."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status("") as status:
+        yield lambda text: status.update(clean(text))
 
 
 @contextmanager

@@ -17,7 +17,8 @@ wrongly.
 
 def reference() -> str:
     """Return the reference of every command: its help as printed, and the keys of its JSON."""
-    context = click.Context(root, info_name="featcache", max_content_width=110, terminal_width=110)
+    settings = {**root.context_settings, "max_content_width": 110}
+    context = click.Context(root, info_name="featcache", terminal_width=110, **settings)
     parts = [_HEAD, _help("featcache", root, context)]
     for name in root.list_commands(context):
         command = root.get_command(context, name)

@@ -11,12 +11,14 @@ import click
 
 from featcache.commands.output import say, show_json
 from featcache.errors import FeatcacheError
+from featcache.version import VERSION
 
 # In the order people meet them; each is imported only when it is called or helped with.
 COMMANDS = {
     "demo": "demo:demo",
     "extract": "extract:extract",
     "train-head": "train:train_head",
+    "sweep": "sweep:sweep",
     "evaluate": "train:evaluate",
     "runs": "runs:runs",
     "compare": "compare:compare",
@@ -25,6 +27,14 @@ COMMANDS = {
     "verify": "verify:verify",
     "layers": "layers:layers",
     "doctor": "doctor:doctor",
+}
+
+
+_AFTER_A_STOP = {
+    "extract": "What was committed is kept: the same command goes on from there.",
+    "verify": "What was committed is kept: the same command goes on from there.",
+    "sweep": "The runs that were finished are kept: the same command trains those that are missing.",
+    "train-head": "Nothing was stored, unless the run kept checkpoints: then --resume RUN goes on with it.",
 }
 
 
@@ -45,7 +55,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="featcache", prog_name="featcache")
+@click.version_option(VERSION, prog_name="featcache")
 def root() -> None:
     """Transfer learning on frozen features: run the backbone once, train heads in seconds.
 
@@ -65,12 +75,14 @@ def run(arguments: Sequence[str]) -> int:
     except FeatcacheError as error:
         return _failed(error.message, error.hint, as_json)
     except click.ClickException as error:
-        error.show()
+        if as_json:
+            show_json({"error": error.format_message(), "hint": "featcache COMMAND --help"})
+        else:
+            error.show()
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        return _failed(
-            "Stopped.", "What was committed is kept: the same command goes on from there.", as_json
-        )
+        command = arguments[0] if arguments else ""
+        return _failed("Stopped.", _AFTER_A_STOP.get(command, ""), as_json)
     except BrokenPipeError:
         # The reader of our output is gone; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

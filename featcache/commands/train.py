@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, show_table
@@ -50,17 +51,7 @@ def parameters(function: Any) -> Any:
 @click.option("--cache", help="A cache, or part of its name [default: the one used last].")
 @click.option("--node", help="Which node's features [default: the first].")
 @parameters
-@click.option(
-    "--val-fraction", type=float, default=0.2, show_default=True, help="Of train, where there is no val."
-)
-@click.option("--split-seed", type=int, default=42, show_default=True)
-@click.option(
-    "--split-mode",
-    default="random",
-    show_default=True,
-    metavar="random|stratified|last",
-    help="last takes the last rows in order: of a data set that is sorted by class, the last classes.",
-)
+@options.split
 @click.option("--calibrate", is_flag=True, help="Make probabilities honest: temperature scaling on val.")
 @click.option("--test", is_flag=True, help="Evaluate on the test split too: once, for the head you chose.")
 @click.option(
@@ -92,15 +83,14 @@ def train_head(
     """
     from featcache.training import fit
 
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if "gamma" in chosen and chosen["gamma"] not in ("scale", "auto"):
-        chosen["gamma"] = _number(chosen["gamma"], "--gamma")
-    if chosen.get("patience") == 0:
-        chosen["patience"] = None
+    chosen = chosen_parameters(given)
+    if resume is not None:
+        _refuse_beside_resume()
     with progress_bar(as_json) as progress:
         watch = fit.Watch(
             layers=(lambda rows: None) if as_json else show_layers,
             epoch=lambda report: progress("epoch", report.epoch, report.epochs),
+            keeps=lambda run: say(f"run {run}: if it is stopped, featcache train-head --resume {run}"),
         )
         if resume is not None:
             trained = fit.resume(features_dir, resume, chosen.get("epochs"), watch)
@@ -113,6 +103,26 @@ def train_head(
         show_json(result(trained.record))
     else:
         _show(trained.record)
+
+
+def _refuse_beside_resume() -> None:
+    """An interrupted run knows its options; another value given beside it would be ignored."""
+    context = click.get_current_context()
+    for name in context.params:
+        given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and name not in ("resume", "epochs", "features_dir", "as_json"):
+            flag = f"--{name.replace('_', '-')}"
+            raise click.UsageError(f"{flag} cannot be given with --resume: the run goes on as it began.")
+
+
+def chosen_parameters(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters that were given, as the head takes them."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if "gamma" in chosen and chosen["gamma"] not in ("scale", "auto"):
+        chosen["gamma"] = _number(chosen["gamma"], "--gamma")
+    if chosen.get("patience") == 0:
+        chosen["patience"] = None
+    return chosen
 
 
 def open_cache(features_dir: Path, name: str | None) -> Any:

@@ -16,6 +16,7 @@ from featcache.errors import DamagedError
 @click.argument("cache", required=False)
 @click.option("--repair", is_flag=True, help="Compute damaged and missing shards again, and only those.")
 @click.option("--dataset", help="With --repair: where the images are now, if they were moved.")
+@click.option("--weights", help="With --repair: where the weights are now, if they were moved.")
 @options.device
 @options.data_dir
 @options.features_dir
@@ -24,6 +25,7 @@ def verify(
     cache: str | None,
     repair: bool,
     dataset: str | None,
+    weights: str | None,
     device: str,
     data_dir: Path,
     features_dir: Path,
@@ -42,7 +44,9 @@ def verify(
         from featcache.extraction.request import Settings
 
         with progress_bar(as_json) as progress:
-            repaired = run_repair(opened.path, Settings(features_dir, data_dir, device), dataset, progress)
+            repaired = run_repair(
+                opened.path, Settings(opened.path.parent, data_dir, device), dataset, weights, progress
+            )
     wrong = _wrong(opened)
     planned = len(opened.shards())
     if not as_json:

@@ -6,10 +6,9 @@ from typing import Any
 
 from featcache.extraction import memory
 from featcache.extraction.estimate import check_space, free_bytes, measured_rate, needed_bytes
-from featcache.extraction.extract import folder_with_key, open_job
+from featcache.extraction.extract import folder_with_key, open_job, source_of
 from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings
-from featcache.images.catalogue import open_source
 from featcache.progress import Progress, silent
 from featcache.store import records
 from featcache.store.cache import Cache
@@ -27,11 +26,11 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
         SpaceError: the disk has no room for it.
         FeatcacheError: as `extract`.
     """
-    source = open_source(request.dataset, settings.data_dir)
-    known = memory.recall(settings.features_dir, memory.request_id(request, source.stat_digest()))
+    source = source_of(request, settings)
+    known = memory.recall(settings.features_dir, memory.sight(request, source).request_id)
     if known is not None:
         return _of_cache(Cache(known[0]), settings)
-    job = open_job(request, source, settings, progress)
+    job = open_job(request, source, progress)
     folder = folder_with_key(settings.features_dir, job.key)
     cache = None if folder is None else Cache(folder)
     if cache is not None and not cache.todo():

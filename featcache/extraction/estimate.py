@@ -40,7 +40,7 @@ def check_space(folder: Path, needed: int) -> None:
     free = free_bytes(folder)
     if needed > free:
         raise SpaceError(
-            f"The features need {needed / 1e9:.2f} GB in {folder} and {free / 1e9:.2f} GB are free.",
+            f"The features need {needed / 1e6:,.1f} MB in {folder} and {free / 1e6:,.1f} MB are free.",
             "Make room, choose another --features-dir, or a node with fewer columns (featcache layers).",
         )
 

@@ -68,21 +68,30 @@ def extract(
         FeatcacheError: see its subclasses; nothing that was committed is ever lost.
     """
     begin = time.perf_counter()
-    source = open_source(request.dataset, settings.data_dir)
-    request_id = memory.request_id(request, source.stat_digest())
-    known = memory.recall(settings.features_dir, request_id)
-    if known is None:
-        job = open_job(request, source, settings, progress)
+    source = source_of(request, settings)
+    before = memory.sight(request, source)
+    known = memory.recall(settings.features_dir, before.request_id)
+    if known is not None:
+        found = _found(*known, begin)
+    else:
+        job = open_job(request, source, progress)
         for note in job.notes:
             notify(note)
-        return _extract(job, settings, request_id, source.newest_ns(), begin, progress, notify)
-    found = _found(*known, begin)
+        job.key  # noqa: B018  # by now every image and the weights have been read once
+        after = memory.sight(request, source_of(request, settings))
+        found = _extract(job, settings, begin, progress, notify)
+        memory.remember(settings.features_dir, found.path, before, after, job.weights_before)
     _refuse_bad(found, settings)
     mark_used(settings.features_dir, found.path.name)
     return found
 
 
-def open_job(request: Request, source: Source, settings: Settings, progress: Progress) -> Job:
+def source_of(request: Request, settings: Settings) -> Source:
+    """Return the source of a request's images; what featcache itself keeps beside them is no part of it."""
+    return open_source(request.dataset, settings.data_dir)
+
+
+def open_job(request: Request, source: Source, progress: Progress) -> Job:
     """Open the data set and the backbone of a request.
 
     Raises:
@@ -104,34 +113,22 @@ def open_dataset(request: Request, source: Source, progress: Progress) -> Datase
     return dataset if request.limit is None else dataset.limited(request.limit)
 
 
-def _extract(
-    job: Job,
-    settings: Settings,
-    request_id: str,
-    newest_ns: int,
-    begin: float,
-    progress: Progress,
-    notify: Notify,
-) -> Extraction:
+def _extract(job: Job, settings: Settings, begin: float, progress: Progress, notify: Notify) -> Extraction:
+    """Return the finished cache of a job, computing what of it is missing."""
     from featcache.store.cache import Cache
 
     features_dir = settings.features_dir
     existing = folder_with_key(features_dir, job.key)
     seal = None if existing is None else records.check_sealed(existing, job.key)
     if existing is not None and seal is not None:
-        found = _found(existing, seal, begin)
-    else:
-        if existing is None:
-            from featcache.extraction.misses import explain_miss
+        return _found(existing, seal, begin)
+    if existing is None:
+        from featcache.extraction.misses import explain_miss
 
-            for text in explain_miss(features_dir, job.recipe.to_dict(), job.dataset_record()):
-                notify(text)
-        cache = None if existing is None else Cache(existing)
-        found = _fill(job, settings, cache, begin, progress, notify)
-    _refuse_bad(found, settings)
-    memory.remember(features_dir, request_id, found.path, job.weights_files, newest_ns)
-    mark_used(features_dir, found.path.name)
-    return found
+        for text in explain_miss(features_dir, job.recipe.to_dict(), job.dataset_record()):
+            notify(text)
+    cache = None if existing is None else Cache(existing)
+    return _fill(job, settings, cache, begin, progress, notify)
 
 
 def _fill(

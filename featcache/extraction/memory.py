@@ -8,15 +8,18 @@ The folder `.featcache` can be deleted at any time.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from featcache import atomic
-from featcache.errors import FeatcacheError
+from featcache.errors import CacheError, FeatcacheError
 from featcache.extraction.request import Request, versions
+from featcache.images.source import Source
 from featcache.recipe import FORMAT, sha256_of
 from featcache.store import records
 from featcache.store.recent import FOLDER
@@ -25,30 +28,59 @@ from featcache.store.recent import FOLDER
 SETTLED_NS = 2_000_000_000
 
 
-def request_id(request: Request, stat_digest: str) -> str:
-    """Return the id under which a request is remembered."""
+FileState = list[Any]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What a request's images looked like from outside, and when: what it is remembered by."""
+
+    request_id: str
+    newest_ns: int
+    at_ns: int
+
+
+def sight(request: Request, source: Source) -> Sighting:
+    """Look at the images' files without reading them."""
+    at = time.time_ns()
     # Of the data set only its kind: the digest covers its files, and a moved folder is the same data.
     asked = {**request.to_dict(), "dataset": request.dataset.partition(":")[0]}
-    return sha256_of({"request": asked, "data": stat_digest, "versions": versions(), "format": FORMAT})
+    known = {"request": asked, "data": source.stat_digest(), "versions": versions(), "format": FORMAT}
+    return Sighting(sha256_of(known), source.newest_ns(), at)
 
 
-def file_state(path: Path) -> list[Any]:
-    """Return what changes whenever a file does: path, size, modification and change time, inode."""
-    facts = path.stat()
-    return [str(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino]
+def file_states(paths: Iterable[Path]) -> list[FileState]:
+    """Return what changes whenever a file does: path, size, times, inode; of a missing one the path alone."""
+    states: list[FileState] = []
+    for path in paths:
+        try:
+            facts = path.stat()
+            states.append([str(path), facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_ino])
+        except OSError:
+            states.append([str(path)])
+    return states
 
 
 def remember(
-    features_dir: Path, request_id: str, cache: Path, weights: Iterable[Path], newest_ns: int
+    features_dir: Path, cache: Path, before: Sighting, after: Sighting, weights_before: list[FileState]
 ) -> None:
-    """Remember that a request led to a cache, unless its sources changed a moment ago."""
-    states = [file_state(path) for path in weights]
-    newest = max([newest_ns, *(state[3] for state in states)])
-    if newest > time.time_ns() - SETTLED_NS:
+    """Remember that a request led to a cache, if its sources stood still while they were read.
+
+    Args:
+        features_dir: where the cache is.
+        cache: its folder.
+        before: the images' files before any was read.
+        after: the same when all had been read.
+        weights_before: the weights' files before they were read.
+    """
+    weights = file_states(Path(state[0]) for state in weights_before)
+    newest = max([after.newest_ns, *(state[3] for state in weights if len(state) > 1)])
+    still = before.request_id == after.request_id and weights == weights_before
+    if not still or newest > before.at_ns - SETTLED_NS or any(len(state) == 1 for state in weights):
         return
     key = records.read_recipe(cache)["key"]
-    record = {"format": FORMAT, "cache": cache.name, "key": key, "weights": states}
-    _write(features_dir / FOLDER / "requests" / f"{request_id}.json", records.to_bytes(record))
+    record = {"format": FORMAT, "cache": cache.name, "key": key, "weights": weights}
+    _write(features_dir / FOLDER / "requests" / f"{before.request_id}.json", records.to_bytes(record))
 
 
 def recall(features_dir: Path, request_id: str) -> tuple[Path, dict[str, Any]] | None:
@@ -61,7 +93,7 @@ def recall(features_dir: Path, request_id: str) -> tuple[Path, dict[str, Any]] |
     try:
         record = records.read(path)
         cache = features_dir / Path(record["cache"]).name
-        unchanged = all(file_state(Path(state[0])) == state for state in record["weights"])
+        unchanged = file_states(Path(state[0]) for state in record["weights"]) == record["weights"]
         if not unchanged or records.read_recipe(cache)["key"] != record["key"]:
             return None
     except (OSError, KeyError, FeatcacheError):
@@ -88,5 +120,7 @@ def sessions(features_dir: Path, cache: str) -> list[dict[str, Any]]:
 
 
 def _write(path: Path, data: bytes) -> None:
-    atomic.make_folder(path.parent)
-    atomic.write(path, data)
+    # What may be forgotten may also fail to be written: a cache in a read-only folder is as good.
+    with contextlib.suppress(CacheError):
+        atomic.make_folder(path.parent)
+        atomic.write(path, data)

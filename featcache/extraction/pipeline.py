@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ from featcache.progress import Progress, silent
 from featcache.recipe import Preprocess
 from featcache.store import records
 from featcache.store.cache import Cache
+from featcache.store.claims import shared
 from featcache.store.plan import ShardPlan
 
 PREFETCH = 3  # batches being decoded ahead of the backbone
@@ -98,8 +100,14 @@ class Reader:
 
     def _image(self, row: int) -> NDArray[np.uint8]:
         """Decode an image, if its bytes are still those the plan was made from."""
-        data = self.dataset.raw(row)
-        if content_hash(data) != self.dataset.content_hashes[row].tobytes():
+        planned = self.dataset.content_hashes[row].tobytes()
+        try:
+            data = self.dataset.raw(row)
+        except BadImageError:
+            if not any(planned):
+                raise  # it could not be read when the plan was made either
+            data = b""
+        if content_hash(data) != planned:
             raise DatasetError(
                 f"The image {self.dataset.ids[row]} changed while its features were being extracted.",
                 "Run the same command again when the images are at rest.",
@@ -182,7 +190,7 @@ def run(
     writer = Writer(cache)
     count = _Count(cache, left, progress)
     try:
-        for batch in reader.batches(part for part in left if not _committed(cache, part)):
+        for batch in reader.batches(shared(cache.path, left, partial(_committed, cache))):
             bad = batch.wait()
             if bad and not skip_bad:
                 raise unreadable(dataset, bad)

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import OptionError
+from featcache.version import VERSION
 
 PREPROCESS = ("auto", "weights", "squash")
 NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
 PRECISIONS = ("fp32", "bf16", "fp16")
 STORE_DTYPES = ("float16", "float32")
 ON_BAD_IMAGE = ("error", "skip")
-RECORDED = ("featcache", "torch", "torchvision", "numpy", "pillow", "h5py")
+RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
 
 @dataclass(frozen=True)
@@ -89,4 +90,4 @@ def versions() -> dict[str, str]:
     """Return the versions that are recorded beside a recipe, without importing the libraries."""
     from importlib import metadata
 
-    return {name: metadata.version(name) for name in RECORDED}
+    return {"featcache": VERSION, **{name: metadata.version(name) for name in RECORDED}}

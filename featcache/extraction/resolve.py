@@ -10,13 +10,16 @@ from featcache.backbones import catalogue, weights
 from featcache.backbones.preprocess import dataset_statistics, fit, resolve_preprocess
 from featcache.backbones.runtime import Extractor
 from featcache.errors import BadImageError, DatasetError
+from featcache.extraction.memory import FileState, file_states
 from featcache.extraction.request import Request, versions
 from featcache.images.dataset import Dataset
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress
-from featcache.recipe import Preprocess, Recipe
+from featcache.recipe import Decoding, Preprocess, Recipe
 from featcache.store.plan import Plan, rows_per_shard
 from featcache.store.records import cache_key
+
+IGNORED_NAMES = 1000
 
 
 @dataclass
@@ -27,7 +30,7 @@ class Job:
     dataset: Dataset
     recipe: Recipe
     network: Any  # torch.nn.Module with its weights loaded
-    weights_files: tuple[Path, ...]
+    weights_before: list[FileState]  # the state of the weights' files before they were read
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -46,14 +49,25 @@ class Job:
             self.network, self.recipe.nodes, self.recipe.preprocess, self.recipe.precision, device
         )
 
+    def _where(self) -> dict[str, Any]:
+        """Return the request with whole paths and the resolved weights, so that a repair finds them again."""
+        asked = self.request.to_dict()
+        kind, _, path = self.request.dataset.partition(":")
+        if path:
+            asked["dataset"] = f"{kind}:{Path(path).expanduser().resolve()}"
+        is_file = self.recipe.weights.name == "file"
+        asked["weights"] = str(Path(asked["weights"]).resolve()) if is_file else self.recipe.weights.name
+        return asked
+
     def dataset_record(self) -> dict[str, Any]:
-        """Return what `recipe.json` says of the data set."""
+        """Return what `recipe.json` says of the data set; of very many ignored files it names the first."""
+        ignored = list(self.dataset.ignored)
         return {
             "name": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
             "classes": list(self.dataset.classes),
             "rows": self.plan().counts(),
-            "ignored": list(self.dataset.ignored),
+            "ignored": {"count": len(ignored), "first": ignored[:IGNORED_NAMES]},
         }
 
     def record(self, columns: dict[str, int], shard_rows: int | None) -> dict[str, Any]:
@@ -66,7 +80,7 @@ class Job:
             "dataset": self.dataset_record(),
             "columns": columns,
             "rows_per_shard": shard_rows or rows_per_shard(widest),
-            "request": self.request.to_dict(),
+            "request": self._where(),
             "versions": versions(),
         }
 
@@ -80,6 +94,7 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
     """
     choice = weights.resolve(request.backbone, request.weights)
     weights.check_layers(choice, request.layers)
+    weights_before = file_states(choice.files())
     state, identity = weights.load(
         request.backbone, choice, lambda done, total: progress("weights", done, total)
     )
@@ -100,8 +115,9 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
         preprocess=step,
         precision=request.precision,
         store_dtype=request.store_dtype,
+        decoding=Decoding(max_pixels=request.max_pixels),
     )
-    return Job(request, dataset, recipe, network, tuple(choice.files()), list(choice.notes))
+    return Job(request, dataset, recipe, network, weights_before, list(choice.notes))
 
 
 def _statistics(

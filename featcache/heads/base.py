@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -16,7 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.errors import HeadError
 from featcache.heads.calibration import Calibration, best_temperature, tempered
-from featcache.heads.labels import UNKNOWN, encoded, named, strangers_note
+from featcache.heads.labels import UNKNOWN, check_known, encoded, strangers_note
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
 from featcache.metrics import expected_calibration_error
@@ -120,12 +120,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         check_is_fitted(self)
         rows, labels = self._validated(X=X, y=y, reset=False)
         codes, scores = encoded(labels, self.classes_), self._scores(rows)
-        known = codes != UNKNOWN
-        if not known.any():
-            raise HeadError(
-                f"No row to calibrate on is of a class that the head knows: {named(labels)}.",
-                "Calibrate on rows of the classes it was trained on.",
-            )
+        known = check_known(labels, codes)
         codes, scores = codes[known], scores[known]
         before = expected_calibration_error(codes, self._probabilities(scores.copy()))
         self.temperature_, note = best_temperature(self._logits(scores), codes)
@@ -177,7 +172,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         y_val: ArrayLike | None,
         learn: Callable[[Task], None],
     ) -> Self:
-        self._forget()
+        self.forget()
         self.check_options()
         start = time.perf_counter()
         task = self._task(X, y, X_val, y_val)
@@ -196,7 +191,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     def _moments(self, task: Task) -> Moments | None:
         return task.columns if self.standardizes else None
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Drop all that was fitted; the options stay."""
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, name)
 
@@ -236,14 +232,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         return checked
 
     def _scores(self, X: ArrayLike) -> Matrix:
-        check_is_fitted(self)
-        rows: Matrix = self._validated(X=X, reset=False)
-        dtype = np.float64 if rows.dtype == np.float64 else np.float32
-        scores = np.empty((len(rows), len(self.classes_)), dtype=dtype)
-        for part in row_blocks(len(rows), rows.shape[1]):
-            check_finite(rows[part], part.start)
-            scores[part] = self._block_scores(self._standardised_block(rows[part], dtype))
-        return scores
+        return _scores_of([self], X)[0]
 
     def _standardised_block(self, rows: Matrix, dtype: Any) -> Matrix:
         if self.mean_ is None or self.scale_ is None:
@@ -262,6 +251,36 @@ class ScoredHead(Head):
         """
         scores = self._scores(X)
         return scores if scores.shape[1] > 2 else scores[:, 1] - scores[:, 0]
+
+
+def probabilities_of(heads: Sequence[Head], X: ArrayLike) -> list[Matrix]:
+    """Return what each head's `predict_proba` returns for X (N, D), which is read and standardised once.
+
+    Raises:
+        HeadError: as `Head.predict`, or the heads do not standardise with the same mean and scale.
+    """
+    if any(head.mean_ is not heads[0].mean_ or head.scale_ is not heads[0].scale_ for head in heads):
+        raise HeadError(
+            "Heads that predict together must share the arrays mean_ and scale_.",
+            "Let them predict one by one.",
+        )
+    scores = _scores_of(heads, X) if heads else []
+    return [head._probable(own) for head, own in zip(heads, scores, strict=True)]
+
+
+def _scores_of(heads: Sequence[Head], X: ArrayLike) -> list[Matrix]:
+    for head in heads:
+        check_is_fitted(head)
+    first = heads[0]
+    rows: Matrix = first._validated(X=X, reset=False)
+    dtype = np.float64 if rows.dtype == np.float64 else np.float32
+    scores = [np.empty((len(rows), len(head.classes_)), dtype=dtype) for head in heads]
+    for part in row_blocks(len(rows), rows.shape[1]):
+        check_finite(rows[part], part.start)
+        block = first._standardised_block(rows[part], dtype)
+        for head, own in zip(heads, scores, strict=True):
+            own[part] = head._block_scores(block)
+    return scores
 
 
 def softmax(scores: Matrix) -> Matrix:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,16 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.heads.base import Task
+from featcache.heads.course import Course, array
 from featcache.heads.labels import UNKNOWN
 from featcache.heads.network import Adam, Network
 from featcache.heads.rows import Rows
 from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, layer_rows, plain
-from featcache.stopping import EarlyStopping
-
-_SMALL_STEP = 1 << 25  # operations; a millisecond of a core
+from featcache.heads.threads import torch_threads_for
 
 
 class Training:
-    """One training run; `run` it, then read `parameters()`, `history` and `best_epoch`."""
+    """One training run; `run` it, then read `parameters()` and the `course` it took."""
 
     def __init__(self, task: Task, classes: int, settings: Settings) -> None:
         device = resolve_device(settings.device)
@@ -44,24 +42,11 @@ class Training:
         if task.X_val is not None and task.y_val is not None:
             self.val = Rows(task.X_val, task.y_val, columns, settings.batch_size, device)
             self.known = int((task.y_val != UNKNOWN).sum())
-        self.stopping = EarlyStopping(settings.monitor, settings.patience, settings.min_delta)
-        self.history: list[dict[str, Any]] = []
-        self.best: list[Tensor] | None = None
-
-    @property
-    def selects(self) -> bool:
-        """Whether validation chooses the epoch whose weights are kept; otherwise the last epoch's are."""
-        return self.val is not None and self.settings.patience is not None
-
-    @property
-    def best_epoch(self) -> int:
-        """The epoch (1-based) that the monitored value names, or the last one without validation rows."""
-        return self.stopping.best_epoch if self.val is not None else len(self.history)
+        self.course = Course(settings, validates=self.val is not None)
 
     def parameters(self) -> list[NDArray[np.float32]]:
         """Return copies of the weights to keep: the best epoch's, or the last's where nothing selects."""
-        kept = self.best if self.best is not None else self.network.parameters
-        return [_array(parameter) for parameter in kept]
+        return self.course.kept(self.network.parameters)
 
     def run(self, on_epoch: Callable[[EpochReport], None] | None = None) -> None:
         """Train until the epochs are done or the patience is used up.
@@ -70,10 +55,8 @@ class Training:
             HeadError: the loss is no longer a number.
         """
         with torch.no_grad():
-            while len(self.history) < self.settings.epochs and not (
-                self.selects and self.stopping.should_stop
-            ):
-                metrics = self._epoch(len(self.history) + 1)
+            while not self.course.done:
+                metrics = self._epoch(len(self.course.history) + 1)
                 if on_epoch:
                     on_epoch(self._report(metrics))
 
@@ -85,27 +68,15 @@ class Training:
         start = time.perf_counter()
         metrics: dict[str, Any] = {"epoch": epoch, "train_loss": self._train()}
         metrics |= self._validate()
-        metrics |= {"seconds": time.perf_counter() - start, "lr": self.settings.lr}
-        for name in ("train_loss", "val_loss"):
-            if metrics[name] is not None and not math.isfinite(metrics[name]):
-                raise HeadError(
-                    f"{name} became {metrics[name]} in epoch {epoch} with lr={self.settings.lr:g}.",
-                    "Take a smaller lr" + (", or standardise." if not self.settings.standardize else "."),
-                )
-        self.history.append(metrics)
-        if (
-            self.val is not None
-            and self.stopping.update(epoch, metrics[self.settings.monitor])
-            and self.selects
-        ):
-            self.best = [parameter.clone() for parameter in self.network.parameters]
-        return metrics
+        metrics["seconds"] = time.perf_counter() - start
+        self.course.add(metrics, self.network.parameters)
+        return self.course.history[-1]
 
     def _train(self) -> float:
         order = torch.randperm(len(self.rows), generator=self.generator)
         total = torch.zeros((), dtype=torch.float64, device=self.rows.device)
         network, optimiser = self.network, self.optimiser
-        with _threads_for(4 * self.settings.batch_size * sum(p.numel() for p in network.parameters)):
+        with torch_threads_for(4 * self.settings.batch_size * sum(p.numel() for p in network.parameters)):
             for rows, classes in self.rows.batches(order):
                 total += network.gradient_step(rows, classes)
                 optimiser.step(network.gradients)
@@ -126,25 +97,26 @@ class Training:
 
     def state(self) -> TrainingState:
         """Copy everything that the next epoch depends on."""
+        course = self.course
         tensors: dict[str, NDArray[Any]] = {
             "mean": self.mean,
             "generator": self.generator.get_state().numpy(),
         }
         for group, values in self._groups().items():
-            tensors |= {f"{group}.{i}": _array(value) for i, value in enumerate(values)}
+            tensors |= {f"{group}.{i}": array(value) for i, value in enumerate(values)}
         meta = {
             "format": FORMAT,
-            "epoch": len(self.history),
+            "epoch": len(course.history),
             "step": int(self.optimiser.steps[0].item()),
             "sizes": list(self.network.sizes),
             "settings": plain(self.settings),
             "stopping": {
-                "best": self.stopping.best if math.isfinite(self.stopping.best) else None,
-                "best_epoch": self.stopping.best_epoch,
-                "waited": self.stopping.waited,
+                "best": course.stopping.best if math.isfinite(course.stopping.best) else None,
+                "best_epoch": course.stopping.best_epoch,
+                "waited": course.stopping.waited,
             },
-            "has_best": self.best is not None,
-            "history": [dict(row) for row in self.history],
+            "has_best": course.best is not None,
+            "history": [dict(row) for row in course.history],
         }
         return TrainingState(tensors, meta)
 
@@ -154,11 +126,12 @@ class Training:
         Raises:
             HeadError: it is of another training, or something in it is missing or malformed.
         """
+        course = self.course
         try:
             state.check(self.settings, self.network.sizes, self.mean)
             meta = state.meta
             if meta["has_best"]:
-                self.best = [torch.empty_like(parameter) for parameter in self.network.parameters]
+                course.best = [torch.empty_like(parameter) for parameter in self.network.parameters]
             for group, values in self._groups().items():
                 for i, value in enumerate(values):
                     value.copy_(torch.from_numpy(_of_shape(state.tensors[f"{group}.{i}"], value)))
@@ -166,36 +139,22 @@ class Training:
             for step in self.optimiser.steps:
                 step.fill_(meta["step"])
             stopping = dict(meta["stopping"])
-            self.stopping.best = -math.inf if stopping["best"] is None else float(stopping["best"])
-            self.stopping.best_epoch, self.stopping.waited = stopping["best_epoch"], stopping["waited"]
-            self.history = [dict(row) for row in meta["history"]]
+            course.stopping.best = -math.inf if stopping["best"] is None else float(stopping["best"])
+            course.stopping.best_epoch, course.stopping.waited = stopping["best_epoch"], stopping["waited"]
+            course.history = [dict(row) for row in meta["history"]]
         except (KeyError, TypeError, RuntimeError) as error:
             raise HeadError(
                 f"The training state is damaged: {error}.", "Start the training afresh."
             ) from error
 
     def _groups(self) -> dict[str, list[Tensor]]:
+        course = self.course
         groups = {
             "parameters": self.network.parameters,
             "first_moments": self.optimiser.first,
             "second_moments": self.optimiser.second,
         }
-        return groups | ({"best": self.best} if self.best is not None else {})
-
-
-@contextmanager
-def _threads_for(operations: int) -> Iterator[None]:
-    """Take one CPU thread for steps of few operations.
-
-    More threads gain nothing there, and lose factors where other programs keep the cores busy, because
-    every product waits for all its threads.
-    """
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1 if operations < _SMALL_STEP else before)
-        yield
-    finally:
-        torch.set_num_threads(before)
+        return groups | ({"best": course.best} if course.best is not None else {})
 
 
 def resolve_device(name: str) -> torch.device:
@@ -212,10 +171,6 @@ def resolve_device(name: str) -> torch.device:
             f"There is no device {name!r}: torch sees {torch.cuda.device_count()} GPUs.", "Use auto."
         )
     return device
-
-
-def _array(tensor: Tensor) -> NDArray[Any]:
-    return np.array(tensor.cpu().numpy())
 
 
 def _of_shape(array: NDArray[Any], like: Tensor) -> NDArray[np.float32]:

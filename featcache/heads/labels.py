@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.errors import HeadError
+
 UNKNOWN = -1  # the code of a row whose class has no training rows
 
 
@@ -25,6 +27,21 @@ def strangers_note(labels: NDArray[Any], codes: NDArray[np.int64]) -> tuple[str,
     effect = "validation chose nothing" if count == of else "they count as errors"
     which = f"{count} of {of} validation rows are of classes without training rows"
     return (f"{which} ({named(labels[unknown])}): {effect}.",)
+
+
+def check_known(labels: NDArray[Any], codes: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return which rows to calibrate on (N,) are of a known class.
+
+    Raises:
+        HeadError: none is.
+    """
+    known: NDArray[np.bool_] = codes != UNKNOWN
+    if not known.any():
+        raise HeadError(
+            f"No row to calibrate on is of a class that the head knows: {named(labels)}.",
+            "Calibrate on rows of the classes it was trained on.",
+        )
+    return known
 
 
 def named(labels: NDArray[Any]) -> str:

@@ -67,11 +67,11 @@ class Network:
             if i < last:
                 outputs[-1].relu_()
                 if dropout and dropout[i]:
-                    outputs[-1].mul_(self._mask(outputs[-1], 1 - dropout[i]))
+                    outputs[-1].mul_(self.mask(outputs[-1], 1 - dropout[i]))
         return outputs
 
-    def _mask(self, like: Tensor, kept: float) -> Tensor:
-        """Draw on the CPU, so that every device drops the same values."""
+    def mask(self, like: Tensor, kept: float) -> Tensor:
+        """Return 0 or 1 / kept for each value; drawn on the CPU, so that every device drops the same ones."""
         mask = torch.empty(like.shape).bernoulli_(kept, generator=self.generator)
         return mask.div_(kept).to(like.device)
 

@@ -7,7 +7,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,6 +18,9 @@ from featcache.heads.options import Option, choice, number, per_layer, whole
 from featcache.heads.scaling import Matrix
 from featcache.heads.state import EpochReport, LayerRow, Settings, TrainingState, layer_rows
 from featcache.stopping import MONITORS
+
+if TYPE_CHECKING:
+    from featcache.heads.course import Course
 
 _OPTIONS = {
     "optimizer": choice("weight_decay is an L2 penalty with adam, decoupled with adamw", "adam", "adamw"),
@@ -109,10 +112,12 @@ class NetworkHead(ScoredHead):
         if resume is not None:
             training.restore(resume)
         training.run(on_epoch)
-        parameters = training.parameters()
+        self._keep(training.course, training.parameters())
+
+    def _keep(self, course: Course, parameters: list[NDArray[np.float32]]) -> None:
         self.coefs_, self.intercepts_ = parameters[::2], parameters[1::2]
-        self.history_, self.n_epochs_ = training.history, len(training.history)
-        self.best_epoch_ = training.best_epoch
+        self.history_, self.n_epochs_ = course.history, len(course.history)
+        self.best_epoch_ = course.best_epoch
 
     def _block_scores(self, block: Matrix) -> Matrix:
         for i, (weight, bias) in enumerate(zip(self.coefs_, self.intercepts_, strict=True)):

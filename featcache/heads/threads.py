@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _SMALL_PASS = 1 << 31  # operations; about a tenth of a second of a core
+SMALL_STEP = 1 << 25  # operations; a millisecond of a core
 
 
 @contextmanager
@@ -20,3 +21,20 @@ def threads_for(operations: int) -> Iterator[None]:
 
     with threadpool_limits(1 if operations < _SMALL_PASS else None, user_api="blas"):
         yield
+
+
+@contextmanager
+def torch_threads_for(operations: int, least: int = SMALL_STEP) -> Iterator[None]:
+    """Take one CPU thread of torch for steps of fewer operations than `least`.
+
+    More threads gain nothing there, and lose factors where other programs keep the cores busy, because
+    every product waits for all its threads. A step in more parts has more to wait for: `least` must grow.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1 if operations < least else before)
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import records, shard
+from featcache.store import claims, records, shard
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -105,9 +105,9 @@ class Cache:
         try:
             data = records.read_regular(path, MAX_PLAN_BYTES)
         except FileNotFoundError:
-            raise DamagedError(f"{path} is missing.", "Extract into a new folder.") from None
+            raise DamagedError(f"{path} is missing.", self._mend()) from None
         if len(data) != expected["bytes"] or shard.hash_of(data) != expected["xxh3_128"]:
-            raise DamagedError(f"{path} differs from what was written.", "Extract into a new folder.")
+            raise DamagedError(f"{path} differs from what was written.", self._mend())
         return Plan.from_bytes(data)
 
     def shards(self) -> list[ShardPlan]:
@@ -124,7 +124,7 @@ class Cache:
         found = {commit.shard: commit for commit in records.read_commits(self.path, self.key)}
         for name, commit in found.items():
             part = planned.get(name)
-            if part is None or not _fits(commit, part):
+            if part is None or not commit.fits(part.first, part.stop):
                 raise DamagedError(f"The commit record of shard {name} in {self.path} does not fit the plan.")
         return found
 
@@ -194,6 +194,7 @@ class Cache:
             atomic.write(path, data)
         for folder in (self.path, self.path / records.SHARDS, self.path / records.COMMITS):
             atomic.sweep(folder)
+        claims.forget(self.path)
         return seal
 
     def sealed(self) -> dict[str, Any] | None:
@@ -219,7 +220,7 @@ class Cache:
         if shard.hash_of_file(path) != commit.xxh3_128:
             raise DamagedError(
                 f"Shard {path} is damaged: its bytes differ from what was committed.",
-                f"Run: featcache verify {self.name} --repair.",
+                self._mend(),
             )
         return shard.blocks(path, self.columns, self.recipe.store_dtype, commit.rows)
 
@@ -237,28 +238,8 @@ class Cache:
             else:
                 yield part, ""
 
-    def discard_damaged_records(self) -> None:
-        """Remove commit records that cannot be read or do not fit, and the seal: those shards are todo."""
-        planned = {part.name: part for part in self.shards()}
-        for path in sorted((self.path / records.COMMITS).glob("*.json")):
-            try:
-                commit = records.read_commit(path)
-                part = planned.get(commit.shard)
-                good = commit.key == self.key and part is not None and _fits(commit, part)
-            except DamagedError:
-                good = False
-            if not good:
-                atomic.remove(path)
-                atomic.remove(self.path / records.SEAL)
-        try:
-            records.check_sealed(self.path, self.key)
-        except DamagedError:
-            atomic.remove(self.path / records.SEAL)
-
-    def discard(self, part: ShardPlan) -> None:
-        """Take back the commit of one damaged shard, so that it is computed again."""
-        for path in (self.path / records.SEAL, self.path / records.COMMITS / f"{part.name}.json"):
-            atomic.remove(path)
+    def _mend(self) -> str:
+        return f"Run: featcache verify {self.name} --repair."
 
     def node(self, node: str | None) -> str:
         """Return the node asked for, the first one where none is named.
@@ -286,7 +267,3 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
-
-
-def _fits(commit: Commit, part: ShardPlan) -> bool:
-    return (commit.first, commit.last, commit.rows) == (part.first, part.stop - 1, len(part))

@@ -22,7 +22,7 @@ def find_cache(features_dir: Path, name: str) -> Path:
         CacheError: none or several match; the message lists those there are.
     """
     if name and (Path(name) / records.RECIPE).is_file():
-        return Path(name)
+        return Path(name).resolve()
     there = caches_in(features_dir)
     exact = [path for path in there if path.name == name]
     matching = exact or [path for path in there if name in path.name]

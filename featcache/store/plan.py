@@ -97,7 +97,7 @@ class Plan:
                     hashes=stored["content_hash"],
                 )
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise DamagedError(f"plan.npz is damaged: {error}.", "Extract into a new folder.") from error
+            raise DamagedError(f"plan.npz is damaged: {error}.", "Run: featcache verify --repair.") from error
         plan._check()
         return plan
 
@@ -114,7 +114,7 @@ class Plan:
         )
         if not good:
             raise DamagedError(
-                "plan.npz is damaged: its arrays do not fit together.", "Extract into a new folder."
+                "plan.npz is damaged: its arrays do not fit together.", "Run: featcache verify --repair."
             )
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 from featcache import atomic
+from featcache.errors import CacheError
 from featcache.store import records
 
 FOLDER = ".featcache"
@@ -15,8 +17,9 @@ def mark_used(features_dir: Path, cache: str) -> None:
     """Remember which cache was used last."""
     if last_used(features_dir) != cache:
         path = features_dir / FOLDER / "last.json"
-        atomic.make_folder(path.parent)
-        atomic.write(path, json.dumps({"cache": cache}).encode())
+        with contextlib.suppress(CacheError):  # a folder that may only be read is no hindrance
+            atomic.make_folder(path.parent)
+            atomic.write(path, json.dumps({"cache": cache}).encode())
 
 
 def last_used(features_dir: Path) -> str | None:

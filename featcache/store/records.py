@@ -40,9 +40,18 @@ def folder_name(dataset: str, backbone: str, key: str) -> str:
 
 
 def to_bytes(record: Mapping[str, Any]) -> bytes:
-    """Return a record as JSON text with its own sha256 in it; equal records give equal bytes."""
+    """Return a record as JSON text with its own sha256 in it; equal records give equal bytes.
+
+    Raises:
+        CacheError: it would be larger than what `read` accepts.
+    """
     whole = {**record, "sha256": sha256_of(record)}
-    return (json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+    data = (json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
+    if len(data) > MAX_RECORD_BYTES:
+        raise CacheError(
+            f"A record of {len(data)} bytes is larger than the {MAX_RECORD_BYTES} that are ever read."
+        )
+    return data
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -58,13 +67,13 @@ def read(path: Path) -> dict[str, Any]:
         record = json.loads(data, parse_constant=_refuse_constant)
         if not isinstance(record, dict):
             raise ValueError("it is no object")
-        claimed = record.pop("sha256", None)
+        claimed, found = record.pop("sha256", None), sha256_of(record)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"it is no JSON record ({error})") from error
     if "format" not in record:
         raise _damaged(path, "it names no format")
     check_format(record["format"], str(path))
-    if claimed != sha256_of(record):
+    if claimed != found:
         raise _damaged(path, "its content differs from its own sha256")
     return record
 
@@ -88,7 +97,17 @@ def _refuse_constant(name: str) -> None:
 
 
 def _damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"{path} is damaged: {why}.", "Run: featcache verify --repair.")
+    return DamagedError(f"{path} is damaged: {why}.", _mend(path))
+
+
+def _mend(path: Path) -> str:
+    """Say what mends a file of a cache."""
+    if path.name == RECIPE:
+        return "Move it away and run the same featcache extract again: it is made anew, the shards stay."
+    if HEADS in path.parts:
+        return "Train the head again."
+    folder = path.parent if path.name in (SEAL, PLAN) else path.parent.parent
+    return f"Run: featcache verify {folder.name} --repair."
 
 
 @dataclass(frozen=True)
@@ -104,6 +123,10 @@ class Commit:
     last: int
     rows: int
     bad: tuple[tuple[int, str], ...] = ()  # (row, reason), in order of row
+
+    def fits(self, first: int, stop: int) -> bool:
+        """Return whether it speaks of the rows `first` to `stop` - 1."""
+        return (self.first, self.last, self.rows) == (first, stop - 1, stop - first)
 
     def to_bytes(self) -> bytes:
         """Return the record's bytes."""

@@ -153,4 +153,5 @@ def _block(file: h5py.File, name: str, path: Path, size: int, shape: tuple[int, 
 
 
 def _damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"Shard {path} is damaged: {why}.", "Run: featcache verify --repair.")
+    hint = f"Run: featcache verify {path.parent.parent.name} --repair."
+    return DamagedError(f"Shard {path} is damaged: {why}.", hint)

@@ -46,10 +46,8 @@ def evaluate(folder: Path) -> dict[str, Any]:
     tables = {split: cache.table(split, **options) for split in splits}
     predictions = [predict(head, table) for table in tables.values()]
     if "test" in splits and record["test"] is None:
-        facts = {name: value for name, value in record.items() if name not in ("format", "files")}
         done = calibrated.add_test(record.get("calibration"), head, tables["test"], predictions[-1])
-        facts["calibration"] = done
-        record = fit.store(cache, folder, facts, head, predictions).record
+        record = fit.add_test(cache, folder, record, predictions[-1], done)
     return {**record, "details": {found.split: _details(found, cache.classes) for found in predictions}}
 
 

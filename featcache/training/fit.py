@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache import atomic
-from featcache.errors import OptionError, RunError
+from featcache.errors import CacheError, OptionError, RunError
 from featcache.heads import saving
 from featcache.heads.base import Head
 from featcache.heads.catalogue import create, options
@@ -25,8 +25,10 @@ from featcache.training import calibrated, checkpoints, runs
 from featcache.training.cost import peak_gpu_bytes, peak_rss_bytes
 from featcache.training.ledger import Ledger
 from featcache.training.predictions import Prediction, predict
+from featcache.version import VERSION
 
 CONFIG = "config.json"
+LIBRARIES = ("torch", "numpy", "scikit-learn")  # whose versions a run records
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Watch:
 
     layers: Callable[[list[LayerRow]], None] = lambda rows: None
     epoch: Callable[[EpochReport], None] = lambda report: None
+    keeps: Callable[[str], None] = lambda run: None  # told the run's id where it keeps checkpoints
 
 
 def train(cache: Cache, training: Training, watch: Watch = Watch()) -> Trained:
@@ -130,17 +133,14 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         raise OptionError(f"{cache.name} has no test split.", "Train without --test.")
     if training.calibrate and not has_split(cache, "val", training.val_fraction):
         raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
-    table = cache.table("train", **training.split_options())
-    val = None
-    if has_split(cache, "val", training.val_fraction):
-        val = cache.table("val", **training.split_options())
+    table, val = read_tables(cache, training)
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
     begin = time.perf_counter()
     validation = {} if val is None else {"X_val": val.X, "y_val": val.y}
     head.fit(table.X, table.y, **validation, **hooks)
     seconds = time.perf_counter() - begin
-    facts = _facts(cache, training, run, head, table, seconds)
+    facts = facts_of(cache, training, run, head, table, seconds)
     if training.calibrate and val is not None:
         facts["calibration"], notes = calibrated.calibrate(head, val)
         facts["notes"] += notes
@@ -150,6 +150,19 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         found.append(predict(head, test))
         facts["calibration"] = calibrated.add_test(facts["calibration"], head, test, found[-1])
     return store(cache, folder, facts, head, found)
+
+
+def read_tables(cache: Cache, training: Training) -> tuple[Table, Table | None]:
+    """Return the training and the validation table, None where there is none.
+
+    Raises:
+        CacheError: the cache is not finished or has no training rows.
+        DamagedError: a shard differs from what was committed.
+    """
+    table = cache.table("train", **training.split_options())
+    if not has_split(cache, "val", training.val_fraction):
+        return table, None
+    return table, cache.table("val", **training.split_options())
 
 
 def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState | None) -> dict[str, Any]:
@@ -165,6 +178,7 @@ def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState 
         atomic.make_folder(folder)
         config = {"format": FORMAT, "training": {**asdict(training), "params": dict(training.params)}}
         atomic.write(folder / CONFIG, records.to_bytes(config))
+        watch.keeps(folder.name)
 
     def each(report: EpochReport) -> None:
         if training.keep_checkpoints:
@@ -185,9 +199,10 @@ def context_of(cache: Cache, node: str) -> dict[str, Any]:
     }
 
 
-def _facts(
+def facts_of(
     cache: Cache, training: Training, run: str, head: Head, table: Table, seconds: float
 ) -> dict[str, Any]:
+    """Return what a run's record says of a head that was fitted to `table` in `seconds`, without metrics."""
     return {
         "run": run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -198,7 +213,7 @@ def _facts(
         "node": table.node,
         "columns": table.columns,
         "head": training.head,
-        "params": {name: _plain(value) for name, value in head.get_params(deep=False).items()},
+        "params": plain_params(head),
         "split": {key: value for key, value in training.split_options().items() if key != "node"},
         "train_rows": len(table),
         "epochs": getattr(head, "n_epochs_", None),
@@ -208,9 +223,7 @@ def _facts(
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_gpu_bytes": peak_gpu_bytes(),
         "notes": list(getattr(head, "notes_", ())),
-        "versions": {
-            name: metadata.version(name) for name in ("featcache", "torch", "numpy", "scikit-learn")
-        },
+        "versions": {"featcache": VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
     }
 
 
@@ -225,9 +238,28 @@ def store(
         arrays |= prediction.arrays()
     data = saving.dumps(head, context_of(cache, facts["node"]))
     record = runs.write_run(folder, whole, data, getattr(head, "history_", []), arrays)
-    Ledger(cache.path.parent).record(record)
-    return Trained(record, head, folder)
+    return Trained(_recorded(cache, record), head, folder)
 
 
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
+def _recorded(cache: Cache, record: dict[str, Any]) -> dict[str, Any]:
+    """Put a stored run into the ledger; where that fails the run is none the worse, and a note says so."""
+    try:
+        Ledger(cache.path.parent).record(record)
+    except CacheError as error:
+        note = f"The run is stored, but not in the ledger: {error.message}"
+        return {**record, "notes": [*record["notes"], f"{note} Mend it with: featcache runs --rebuild."]}
+    return record
+
+
+def add_test(
+    cache: Cache, folder: Path, record: Mapping[str, Any], found: Prediction, calibration: Any
+) -> Any:
+    """Add the test split's predictions and metrics to a stored run; return its new record."""
+    facts = {**record, "test": found.summary(cache.classes), "calibration": calibration}
+    return _recorded(cache, runs.add_predictions(folder, facts, found.arrays()))
+
+
+def plain_params(head: Head) -> dict[str, Any]:
+    """Return all options of a head as a run's record holds them."""
+    params = head.get_params(deep=False)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}

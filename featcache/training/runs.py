@@ -30,6 +30,7 @@ RUN = "run.json"
 HEAD = "head.safetensors"
 HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
+TEST_PREDICTIONS = "predictions-test.npz"
 RUN_ID = re.compile(r"[a-z0-9-]{1,40}-[0-9a-f]{8}")
 MAX_FILE_BYTES = 64 * 1024 * 1024 * 1024
 
@@ -64,6 +65,24 @@ def write_run(
     record = {"format": FORMAT, **facts, "files": hashes}
     atomic.write(folder / RUN, records.to_bytes(record))
     return record
+
+
+def add_predictions(
+    folder: Path, record: Mapping[str, Any], predictions: Mapping[str, NDArray[Any]]
+) -> dict[str, Any]:
+    """Add the predictions of the test split to a stored run in a file of their own; return the new record.
+
+    No file that the present record names is touched, so that a crash leaves the run as it was.
+
+    Raises:
+        SpaceError, CacheError: it cannot be written.
+    """
+    data = _npz(predictions)
+    files = {**record["files"], TEST_PREDICTIONS: xxhash.xxh3_128_hexdigest(data)}
+    atomic.write(folder / TEST_PREDICTIONS, data)
+    whole = {**record, "files": files}
+    atomic.write(folder / RUN, records.to_bytes(whole))
+    return whole
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -103,8 +122,12 @@ def read_predictions(folder: Path, record: Mapping[str, Any]) -> dict[str, NDArr
     Raises:
         DamagedError: the file is missing or differs.
     """
-    with np.load(io.BytesIO(read_file(folder, record, PREDICTIONS)), allow_pickle=False) as stored:
-        return {name.replace("__", "/"): stored[name] for name in stored.files}
+    found: dict[str, NDArray[Any]] = {}
+    for name in (PREDICTIONS, TEST_PREDICTIONS):
+        if name in record["files"]:
+            with np.load(io.BytesIO(read_file(folder, record, name)), allow_pickle=False) as stored:
+                found |= {key.replace("__", "/"): stored[key] for key in stored.files}
+    return found
 
 
 def all_runs(features_dir: Path) -> Iterator[Path]:
@@ -120,8 +143,8 @@ def find_run(features_dir: Path, name: str, unfinished: bool = False) -> Path:
     Raises:
         RunError: none or several match; the message lists them.
     """
-    if (Path(name) / RUN).is_file():
-        return Path(name)
+    if name and (Path(name) / RUN).is_file():
+        return Path(name).resolve()
     there = _folders(features_dir, unfinished)
     exact = [path for path in there if path.name == name]
     matching = exact or [path for path in there if name and path.name.startswith(name)]

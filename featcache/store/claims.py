@@ -1,0 +1,62 @@
+"""Who is computing which shard: hints that let several processes share the work of one cache.
+
+Nothing depends on them. A claim only makes others look elsewhere first; when nothing is unclaimed, what
+is claimed but not committed is computed too, for whoever claimed it may be dead. The store decides who was
+first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from featcache.store.plan import ShardPlan
+from featcache.store.recent import FOLDER
+
+
+def shared(
+    cache: Path, parts: Sequence[ShardPlan], committed: Callable[[ShardPlan], bool]
+) -> Iterator[ShardPlan]:
+    """Yield the shards that this process should compute, unclaimed ones first.
+
+    Args:
+        cache: the cache's folder.
+        parts: the shards that were missing when the process began.
+        committed: asked right before a shard is yielded whether somebody has committed it since.
+    """
+    folder = _folder(cache)
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    later = []
+    for part in parts:
+        if committed(part):
+            continue
+        if _claim(folder / part.name):
+            yield part
+        else:
+            later.append(part)
+    for part in later:
+        if not committed(part):
+            yield part
+
+
+def forget(cache: Path) -> None:
+    """Remove all claims on a cache's shards, once it is finished."""
+    shutil.rmtree(_folder(cache), ignore_errors=True)
+
+
+def _folder(cache: Path) -> Path:
+    return cache.parent / FOLDER / "claims" / cache.name
+
+
+def _claim(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    except OSError:
+        return True  # where no claims can be made, everybody does everything
+    return True

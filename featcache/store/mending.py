@@ -1,0 +1,55 @@
+"""What a repair does to a cache: takes back what is damaged, so that it is computed or written again."""
+
+from __future__ import annotations
+
+from featcache import atomic
+from featcache.errors import DamagedError
+from featcache.store import records, shard
+from featcache.store.cache import Cache
+from featcache.store.plan import Plan, ShardPlan
+
+
+def discard_damaged_records(cache: Cache) -> None:
+    """Remove commit records that cannot be read or do not fit, and the seal: those shards are todo.
+
+    Raises:
+        CacheError: the file system refuses.
+    """
+    planned = {part.name: part for part in cache.shards()}
+    for path in sorted((cache.path / records.COMMITS).glob("*.json")):
+        try:
+            commit = records.read_commit(path)
+            part = planned.get(commit.shard)
+            good = commit.key == cache.key and part is not None and commit.fits(part.first, part.stop)
+        except DamagedError:
+            good = False
+        if not good:
+            atomic.remove(path)
+            atomic.remove(cache.path / records.SEAL)
+    try:
+        records.check_sealed(cache.path, cache.key)
+    except DamagedError:
+        atomic.remove(cache.path / records.SEAL)
+
+
+def discard(cache: Cache, part: ShardPlan) -> None:
+    """Take back the commit of one damaged shard, so that it is computed again.
+
+    Raises:
+        CacheError: the file system refuses.
+    """
+    atomic.remove(cache.path / records.SEAL)
+    atomic.remove(cache.path / records.COMMITS / f"{part.name}.json")
+
+
+def restore_plan(cache: Cache, plan: Plan) -> bool:
+    """Write the plan again if it is the one the cache was made with; return whether it is.
+
+    Raises:
+        SpaceError, CacheError: it cannot be written.
+    """
+    data = plan.to_bytes()
+    if shard.hash_of(data) != cache.record["plan"]["xxh3_128"]:
+        return False
+    atomic.write(cache.path / records.PLAN, data)
+    return True

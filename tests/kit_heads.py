@@ -215,8 +215,37 @@ def class_absent_from_validation(case: Case) -> None:
     X, y = blobs()
     seen = y < 2
     case.head().fit(X, y, X[seen], y[seen])
-    with pytest.raises(HeadError, match="y_val holds classes that y does not: 7"):
-        case.head().fit(X, y, X[:2], np.array([0, 7]))
+
+
+def class_absent_from_training(case: Case) -> None:
+    """Validation rows of other classes are errors, and make no difference to anything else."""
+    X, y = blobs()
+    names = np.array(["ant", "bee", "cat"])
+    plain = case.head().fit(X, names[y], X[:60], names[y[:60]])
+    assert plain.notes_ == []
+    more = np.concatenate([names[y[:60]], ["zebra"] * 20])
+    head = case.head().fit(X, names[y], X[:80], more)
+    assert head.notes_ == [
+        "20 of 80 validation rows are of classes without training rows ('zebra'): they count as errors."
+    ]
+    assert same(head, plain)
+    assert getattr(head, "converged_", True)
+    for one, other in zip(getattr(head, "history_", []), getattr(plain, "history_", []), strict=True):
+        assert one["val_loss"] == pytest.approx(other["val_loss"], rel=1e-6)
+        assert one["val_accuracy"] == pytest.approx(other["val_accuracy"] * 60 / 80)
+    assert same(saving.loads(saving.dumps(head)), head)
+
+
+def no_class_of_training_in_validation(case: Case) -> None:
+    """As the last images of a folder sorted by class give it."""
+    X, y = blobs()
+    train = y < 2
+    head = case.head().fit(X[train], y[train], X[~train], y[~train])
+    assert head.notes_ == [
+        "80 of 80 validation rows are of classes without training rows (2): validation chose nothing."
+    ]
+    assert same(head, case.head().fit(X[train], y[train]))
+    assert {row["val_loss"] for row in getattr(head, "history_", [])} <= {None}
 
 
 def bad_values_refused(case: Case) -> None:
@@ -295,13 +324,24 @@ def a_calibrated_head_is_saved_so(case: Case) -> None:
     assert not hasattr(clone(head.fit(X, y)), "temperature_")
 
 
+def calibration_leaves_other_classes_out(case: Case) -> None:
+    X, y = blobs()
+    head, other = case.head().fit(X, y), case.head().fit(X, y)
+    rows, truth = blobs(90, seed=1)
+    truth[::7] = (truth[::7] + 1) % 3
+    wanted = head.calibrate(rows[:60], truth[:60])
+    found = other.calibrate(rows, np.concatenate([truth[:60], np.full(30, 7)]))
+    assert found.temperature == pytest.approx(wanted.temperature, rel=1e-4)
+    assert found.ece_after == pytest.approx(wanted.ece_after, abs=1e-4)
+
+
 def calibration_refuses_what_fit_refuses(case: Case) -> None:
     X, y = blobs()
     with pytest.raises(ValueError, match="not fitted"):
         case.head().calibrate(X, y)
     head = case.head().fit(X, y)
-    with pytest.raises(HeadError, match="classes that y does not: 7"):
-        head.calibrate(X[:2], np.array([0, 7]))
+    with pytest.raises(HeadError, match="No row to calibrate on is of a class that the head knows: 7, 8"):
+        head.calibrate(X[:2], np.array([8, 7]))
     with pytest.raises(HeadError, match="expecting 12 features"):
         head.calibrate(X[:, :3], y)
     with pytest.raises(HeadError, match="NaN or inf"):
@@ -322,10 +362,13 @@ CHECKS: list[Callable[[Case], None]] = [
     single_row,
     two_classes,
     class_absent_from_validation,
+    class_absent_from_training,
+    no_class_of_training_in_validation,
     bad_values_refused,
     failed_fit_is_no_fit,
     constant_columns,
     calibration_changes_probabilities_alone,
     a_calibrated_head_is_saved_so,
+    calibration_leaves_other_classes_out,
     calibration_refuses_what_fit_refuses,
 ]

@@ -21,7 +21,16 @@ from safetensors.torch import save_file
 from torchvision import transforms
 from torchvision.models import squeezenet1_1
 
-from featcache.errors import CacheError, DamagedError, DatasetError, FeatcacheError, OptionError, SpaceError
+from featcache.backbones import download, weights
+from featcache.errors import (
+    CacheError,
+    DamagedError,
+    DatasetError,
+    FeatcacheError,
+    OptionError,
+    SpaceError,
+    WeightsError,
+)
 from featcache.extraction import extract as extraction
 from featcache.extraction import memory, pipeline
 from featcache.extraction.dry_run import dry_run
@@ -541,6 +550,22 @@ def test_wrong_requests_get_one_clear_sentence(
 def test_wrong_settings_are_refused(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="batch_size must be at least 1"):
         Settings(tmp_path, tmp_path, batch_size=0)
+
+
+def test_a_classifier_that_the_weights_lack_is_refused_before_anything_is_fetched(
+    request_: Request, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr(weights, "load", never)
+    monkeypatch.setattr(download, "fetch", never)
+    asked = replace(
+        request_, backbone="vgg16", weights="IMAGENET1K_FEATURES", layers=("flatten", "classifier.3")
+    )
+    for call in (extract, dry_run):
+        with pytest.raises(WeightsError, match=r"no classifier, which layer 'classifier\.3' needs"):
+            call(asked, settings)
 
 
 # --- repair ---

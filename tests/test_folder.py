@@ -173,6 +173,83 @@ def test_a_folder_that_may_not_be_read_is_no_empty_folder(tmp_path: Path) -> Non
         (tmp_path / "b").chmod(0o700)
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may reach every folder")
+def test_what_may_not_be_reached_is_not_said_to_be_missing(tmp_path: Path) -> None:
+    make(tmp_path / "closed" / "pets", "a/1.png")
+    (tmp_path / "closed" / "list.csv").write_text("path,label\n")
+    (tmp_path / "open.csv").write_text("path,label\nclosed/pets/a/1.png,a\n")
+    (tmp_path / "closed").chmod(0)
+    try:
+        for spec in (f"folder:{tmp_path}/closed/pets", f"csv:{tmp_path}/closed/list.csv"):
+            with pytest.raises(DatasetError, match="cannot be reached: Permission denied"):
+                open_source(spec, tmp_path)
+        with pytest.raises(DatasetError, match="cannot be reached: Permission denied"):
+            open_source(f"csv:{tmp_path}/open.csv", tmp_path).open()
+    finally:
+        (tmp_path / "closed").chmod(0o700)
+
+
+def test_why_nothing_is_found_is_said(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(DatasetError, match="cannot be reached: Too many levels of symbolic links"):
+        FolderSource(str(tmp_path / "loop"))
+    with pytest.raises(DatasetError, match="does not exist"):
+        FolderSource(str(paint(tmp_path / "1.png") / "below"))
+    with pytest.raises(DatasetError, match="is no path"):
+        FolderSource("a\0b")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DatasetError, match="neither a file nor a folder"):
+        FolderSource(str(tmp_path / "pipe"))
+
+
+# --- folders of our own inside ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("train/a/1.png", "test/a/1.png"), ("cat/1.png", "dog/1.png")])
+def test_caches_inside_the_folder_are_no_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    """`cd photos; featcache extract --dataset folder:.` puts features/ and data/ into photos."""
+    make(tmp_path / "photos", *names)
+    monkeypatch.chdir(tmp_path / "photos")
+    exclude = [Path("features"), Path("data")]
+
+    def source() -> Any:
+        return open_source("folder:.", Path("data"), exclude=exclude)
+
+    before, digest, newest = source().open(), source().stat_digest(), source().newest_ns()
+    make(Path(), "features/cache/heads/roc.png", "data/raw/cifar/1.png", "data/2.png")
+    after = source().open()
+    assert after.ids == before.ids and after.classes == before.classes
+    assert after.fingerprint == before.fingerprint
+    assert set(after.ignored) == {"features/", "data/"} and before.ignored == ()
+    assert (source().stat_digest(), source().newest_ns()) == (digest, newest)
+    make(Path(), f"{names[0]}.new.png")
+    assert source().stat_digest() != digest
+
+
+def test_excluded_is_what_a_folder_really_is(tmp_path: Path) -> None:
+    root = make(tmp_path / "in", "a/1.png", "a/deep/features/2.png", "own/x/3.png", "own2/4.png")
+    make(root, "own3/5.png")
+    (root / "link").symlink_to(root / "own" / "x")
+    (root / "a" / "linked.png").symlink_to(root / "own" / "x" / "3.png")
+    (tmp_path / "elsewhere").symlink_to(root / "own2")
+    exclude = [root / "a" / ".." / "own", tmp_path / "elsewhere"]
+    dataset = FolderSource(str(root), exclude).open()
+    assert dataset.ids == ["a/1.png", "a/deep/features/2.png", "own3/5.png"]
+    assert set(dataset.ignored) == {"link/", "a/linked.png", "own/", "own2/"}
+    (tmp_path / "root").symlink_to(root)
+    assert FolderSource(str(tmp_path / "root"), exclude).open().ids == dataset.ids
+    assert FolderSource(str(root), exclude).stat_digest() != FolderSource(str(root)).stat_digest()
+
+
+def test_a_folder_inside_an_excluded_one_is_whole(tmp_path: Path) -> None:
+    """Images may lie in data/, which is ours too; what is asked for by name is never left out."""
+    root = make(tmp_path / "data" / "pets", "a/1.png", "b/1.png")
+    for exclude in (tmp_path / "data", root):
+        assert len(FolderSource(str(root), [exclude]).open()) == 2
+
+
 def test_bad_files_get_rows_and_zero_hashes(tmp_path: Path) -> None:
     make(tmp_path, "a/1.png", "a/2.png", "a/3.png")
     (tmp_path / "a" / "2.png").write_bytes(b"")

@@ -296,3 +296,18 @@ def test_on_the_gpu_too(digits: Any) -> None:
     _fit(heads, check_data(*digits))
     for head, lr in zip(heads, rates, strict=True):
         _assert_equal(head, MLPHead(hidden=(12,), dropout=0.2, epochs=5, lr=lr, device="cpu").fit(*digits))
+
+
+@pytest.mark.parametrize("kept", [(0, 1), (0, 1, 2)])
+def test_validation_rows_of_classes_without_training_rows(kept: tuple[int, ...]) -> None:
+    """Some rows are of such a class, or all are."""
+    X, y = blobs()
+    train, val = y < 2, np.isin(y, [2] if len(kept) == 2 else kept)
+    heads = [LinearHead(lr=lr, epochs=5) for lr in (1e-3, 1e-2)]
+    assert _fit(list(heads), check_data(X[train], y[train], X[val], y[val])) == [None, None]
+    for head in heads:
+        alone = LinearHead(**head.get_params()).fit(X[train], y[train], X[val], y[val])
+        _assert_equal(head, alone)
+        assert head.notes_ == alone.notes_ and "without training rows (2)" in head.notes_[0]
+        accuracies = [row["val_accuracy"] for row in head.history_]
+        assert accuracies == [row["val_accuracy"] for row in alone.history_]

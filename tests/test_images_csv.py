@@ -93,6 +93,8 @@ def test_a_missing_table_is_explained(tmp_path: Path) -> None:
         open_source(f"csv:{tmp_path / 'no.csv'}", tmp_path)
     with pytest.raises(DatasetError, match="is a folder"):
         open_source(f"csv:{tmp_path}", tmp_path)
+    with pytest.raises(DatasetError, match="cannot be reached: File name too long"):
+        open_source(f"csv:{tmp_path / ('x' * 300)}", tmp_path)
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:

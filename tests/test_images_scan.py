@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,19 @@ def test_forks_change_nothing(tree: Path, monkeypatch: pytest.MonkeyPatch) -> No
     count = forking(monkeypatch)
     assert (scan.scan_trees(str(tree), [""]), scan.scan_files(str(tree), names)) == alone
     assert len(count) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_excluded_folders_are_as_if_absent(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, exclude = scan.scan_trees(str(tree), [""]), {"d1", "d2/e2", "d9"}
+    without = scan.scan_trees(str(tree), [""], exclude)
+    assert without.digest != whole.digest and without.files == 60 - 10 - 5
+    with monkeypatch.context() as patch:
+        forking(patch)
+        assert scan.scan_trees(str(tree), [""], exclude) == without
+    for folder in ("d1", "d2/e2"):
+        shutil.rmtree(tree / folder)
+    assert scan.scan_trees(str(tree), [""]) == scan.scan_trees(str(tree), [""], exclude) == without
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

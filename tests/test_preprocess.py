@@ -12,9 +12,9 @@ from PIL import Image
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import InterpolationMode
 
-from featcache.backbones import weights
+from featcache.backbones import preprocess, weights
 from featcache.backbones.preprocess import Normalise, dataset_statistics, fit, resolve_preprocess
-from featcache.errors import BackboneError, DatasetError, OptionError
+from featcache.errors import BackboneError, BadImageError, DatasetError, OptionError
 from featcache.recipe import Preprocess
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -96,6 +96,49 @@ def test_fit_takes_views_and_read_only_arrays_and_changes_nothing() -> None:
 def test_fit_refuses_what_is_no_image(bad: NDArray[np.uint8]) -> None:
     with pytest.raises(BackboneError, match="must be uint8"):
         fit(bad, Preprocess("auto", 30, 24))
+
+
+def blank(height: int, width: int) -> NDArray[np.uint8]:
+    """An image that takes no memory."""
+    return np.broadcast_to(np.uint8(7), (height, width, 3))
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 40_000_000), (50_000_000, 1), (40, 40_001)])
+@pytest.mark.parametrize("mode", ["auto", "weights"])
+def test_an_image_too_elongated_to_scale_is_a_bad_image(size: tuple[int, int], mode: str) -> None:
+    with pytest.raises(BadImageError, match=f"too elongated: it is {size[1]} x {size[0]}, and"):
+        fit(blank(*size), Preprocess(mode, 256, 224))
+
+
+@pytest.mark.parametrize("size", [(1, 40_000_000), (50_000_000, 1), (4_000_000, 12)])
+def test_squashing_needs_no_gigabytes_either(size: tuple[int, int]) -> None:
+    with pytest.raises(BadImageError, match="too elongated"):
+        fit(blank(*size), Preprocess("squash", 224, 224, "bicubic"))
+
+
+@pytest.mark.parametrize("size", [(2, 900), (900, 2), (3, 60_000), (60_000, 3)])
+def test_long_images_within_the_limit_are_fitted(size: tuple[int, int]) -> None:
+    image = picture(*size)
+    if max(size) < 1000:
+        wanted = (official(image, 64, 56, "bicubic") * 255).round().to(torch.uint8).permute(1, 2, 0)
+        assert np.array_equal(fit(image, Preprocess("weights", 64, 56, "bicubic")), wanted.numpy())
+    assert fit(image, Preprocess("squash", 56, 56)).shape == (56, 56, 3)
+
+
+def test_large_crops_are_no_reason_to_refuse_an_image() -> None:
+    for side in (256, 9362):
+        preprocess._check_elongation(blank(300, 300), side, side)
+        preprocess._check_elongation(blank(300, 1200), side, 4 * side)
+
+
+@pytest.mark.parametrize("error", [OverflowError("too big"), ValueError("no"), OSError("broken")])
+def test_whatever_pillow_refuses_is_a_bad_image(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image.Image, "resize", fail)
+    with pytest.raises(BadImageError, match=f"cannot be resized from 9 x 8 to 24 x 24: {error}"):
+        fit(picture(8, 9), Preprocess("squash", 24, 24))
 
 
 def test_unknown_interpolation() -> None:

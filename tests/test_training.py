@@ -16,10 +16,12 @@ from featcache.errors import CacheError, DamagedError, HeadError, OptionError, R
 from featcache.heads import saving
 from featcache.heads.catalogue import KINDS
 from featcache.store.cache import Cache
+from featcache.store.plan import Plan
 from featcache.training import checkpoints, fit, runs
 from featcache.training.evaluate import evaluate
 from featcache.training.fit import Training, Watch, resume, train
 from featcache.training.ledger import Check, Ledger
+from tests import kit_caches
 from tests.kit_caches import empty_cache, fill, separable_cache
 
 QUICK = {"epochs": 6, "patience": None}
@@ -58,6 +60,23 @@ def test_a_run_is_stored_whole_and_loads_again(cache: Cache, kind: str) -> None:
     assert (stored["test/proba"].argmax(1) == stored["test/label"]).mean() == record["test"]["accuracy"]
     row = Ledger(cache.path.parent).runs([f"run={record['run']}"])[0]
     assert row["val_accuracy"] == record["val"]["accuracy"] and row["params"] == record["params"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("fraction", "strangers"), [(1 / 3, 40), (0.5, 40), (0.1, 0)])
+def test_classes_that_validation_alone_holds_do_not_stop_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fraction: float, strangers: int
+) -> None:
+    """As a folder sorted by class gives them with the last rows for validation."""
+    mixed = kit_caches.plan({"train": 120})
+    by_class = Plan(mixed.ids, np.sort(mixed.labels), mixed.splits, mixed.hashes)
+    monkeypatch.setattr(kit_caches, "plan", lambda counts: by_class)
+    cache = fill(empty_cache(tmp_path, {"train": 120}))
+    record = train(cache, Training(kind, val_fraction=fraction, split_mode="last")).record
+    notes = [note for note in record["notes"] if "without training rows (2)" in note]
+    wanted = [["40", "of", str(record["val"]["n"])]] if strangers else []
+    assert [note.split()[:3] for note in notes] == wanted
+    assert record["val"]["accuracy"] <= 1 - strangers / record["val"]["n"] + 1e-9
 
 
 def test_the_test_split_is_not_read_unless_asked_for(cache: Cache) -> None:

@@ -346,6 +346,17 @@ def test_weights_of_another_backbone_are_recognised(
         from_file(write(tmp_path / "squeezenet.pth", content), "mnasnet0_5")
 
 
+def test_a_classifier_that_the_weights_lack_is_refused_by_name() -> None:
+    features = weights.resolve("vgg16", "IMAGENET1K_FEATURES")
+    for layers in ([], ["flatten"], ["features.28", "avgpool"]):
+        weights.check_layers(features, layers)
+    for layers in (["classifier"], ["flatten", "classifier.3"]):
+        weights.check_layers(weights.resolve("vgg16"), layers)
+        with pytest.raises(WeightsError, match="no classifier, which layer 'classifier") as error:
+            weights.check_layers(features, layers)
+        assert "IMAGENET1K_FEATURES" in error.value.hint
+
+
 def test_a_classifier_of_other_classes_is_explained(tmp_path: Path) -> None:
     name = "shufflenet_v2_x0_5"
     network = catalogue.build(name)

@@ -7,13 +7,12 @@ Pillow, so features agree with everybody else's. Scaling and normalising follow 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import BackboneError, DatasetError, OptionError, unknown
+from featcache.errors import BackboneError, BadImageError, DatasetError, OptionError, unknown
 from featcache.recipe import Preprocess
 
 if TYPE_CHECKING:
@@ -33,6 +32,9 @@ NORMALISATIONS: dict[str, Statistics] = {
 }
 DIGITS = 6  # of a data set's statistics in the recipe
 LARGEST = 8192  # pixels a side
+WORKED = 64_000_000  # pixels of what resizing makes before the crop; at huge crops this many times the crop:
+WORKED_CROPS = 4
+LONGEST = 1 << 22  # pixels a side of an image; Pillow's table of weights grows with it
 
 
 def resolve_preprocess(
@@ -86,12 +88,6 @@ def _statistics(normalize: str, of_weights: Statistics, of_dataset: Statistics |
     return tuple(mean), tuple(std)
 
 
-def with_statistics(step: Preprocess, statistics: Statistics) -> Preprocess:
-    """Return the same preprocessing with another mean and standard deviation."""
-    mean, std = statistics
-    return replace(step, mean=tuple(mean), std=tuple(std))
-
-
 def fit(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
     """Fit an image (H, W, 3) to (crop, crop, 3), read-only or not; what comes in is not changed.
 
@@ -100,18 +96,37 @@ def fit(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
     squashes images whose two sides are both smaller than the crop. Safe in many threads at once: Pillow
     resizes without holding the interpreter's lock.
 
+    The whole image is scaled before it is cropped, because Pillow's resize of a part rounds differently.
+    An image so elongated that this would take gigabytes is refused.
+
     Raises:
         BackboneError: the array is no uint8 image, or the interpolation is unknown.
+        BadImageError: the image is too elongated, or Pillow cannot resize it. Only MemoryError, which says
+            nothing about the image, passes as it is.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise BackboneError(f"An image must be uint8 (H, W, 3), got {image.dtype} {image.shape}.")
     height, width, _ = image.shape
     if p.mode == "squash" or (p.mode == "auto" and max(height, width) < p.crop):
+        _check_elongation(image, p.crop, height)  # Pillow resizes across first
         return _resized(image, (p.crop, p.crop), p.interpolation)
     short, long = min(height, width), max(height, width)
     scaled = int(p.resize * long / short)
+    _check_elongation(image, p.resize, scaled)
     size = (p.resize, scaled) if width <= height else (scaled, p.resize)
     return _cropped(_resized(image, size, p.interpolation), p.crop)
+
+
+def _check_elongation(image: NDArray[np.uint8], short: int, long: int) -> None:
+    """Refuse an image that would become short x long pixels before it is cropped, where that is too many."""
+    height, width, _ = image.shape
+    if max(height, width) > LONGEST:
+        why = f"no side may be longer than {LONGEST} pixels"
+    elif short * long > max(WORKED, WORKED_CROPS * short**2):
+        why = f"resizing it would take {short * long / 1e6:.0f} megapixels"
+    else:
+        return
+    raise BadImageError(f"too elongated: it is {width} x {height}, and {why}")
 
 
 def _resized(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
@@ -120,8 +135,12 @@ def _resized(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str
         return image
     from PIL import Image
 
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    return np.asarray(picture.resize(size, _filter(interpolation)))
+    how = _filter(interpolation)
+    try:
+        return np.asarray(Image.fromarray(np.ascontiguousarray(image)).resize(size, how))
+    except (ValueError, OverflowError, OSError) as error:
+        was = f"{image.shape[1]} x {image.shape[0]}"
+        raise BadImageError(f"cannot be resized from {was} to {size[0]} x {size[1]}: {error}") from error
 
 
 def _filter(interpolation: str) -> Resampling:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from featcache.backbones import graph
 from featcache.backbones.devices import device_facts, exact_float32, resolve_device
 from featcache.backbones.preprocess import Normalise
+from featcache.backbones.weights import FEATURES_ONLY
 from featcache.errors import BackboneError, WeightsError, unknown
 from featcache.recipe import Node, Preprocess
 
@@ -149,5 +150,5 @@ def _check_finite(body: nn.Module) -> None:
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise WeightsError(
                 f"The weights hold values that are not finite in {name}, which the layers asked for need.",
-                "Weights without a classifier (IMAGENET1K_FEATURES) serve the default layer alone.",
+                FEATURES_ONLY,
             )

@@ -11,7 +11,7 @@ import hashlib
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ FILE = "file"  # the recipe's name for weights from a path: their content's hash
 _RANDOM = re.compile(r"random:(\d{1,19})")
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
 _SEEDS = 1 << 63
+_NO_CLASSIFIER = "IMAGENET1K_FEATURES"
+FEATURES_ONLY = f"Weights without a classifier ({_NO_CLASSIFIER}) serve only the layers before it."
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,21 @@ def _unknown_weights(name: str, spec: str, enum: str, known: list[str]) -> Optio
         f"{meant}Known: DEFAULT, {', '.join(f'{enum}.{short}' for short in known)}, random:SEED, "
         "or a path ending in .safetensors, .pth or .pt.",
     )
+
+
+def check_layers(choice: WeightsChoice, layers: Iterable[str]) -> None:
+    """Refuse layers of a classifier that the weights do not have; nothing is read or fetched.
+
+    torchvision's IMAGENET1K_FEATURES, of VGG16, have not-a-number for the whole classifier.
+
+    Raises:
+        WeightsError: a layer is in the classifier of such weights.
+    """
+    lost = [layer for layer in layers if layer.partition(".")[0] == "classifier"]
+    if lost and choice.name.endswith(f".{_NO_CLASSIFIER}"):
+        raise WeightsError(
+            f"The weights {choice.name} have no classifier, which layer {lost[0]!r} needs.", FEATURES_ONLY
+        )
 
 
 def load(

@@ -93,6 +93,7 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
         DatasetError: an image cannot be read while measuring `normalize="dataset"`.
     """
     choice = weights.resolve(request.backbone, request.weights)
+    weights.check_layers(choice, request.layers)
     weights_before = file_states(choice.files())
     state, identity = weights.load(
         request.backbone, choice, lambda done, total: progress("weights", done, total)

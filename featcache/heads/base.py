@@ -16,6 +16,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featcache.errors import HeadError
 from featcache.heads.calibration import Calibration, best_temperature, tempered
+from featcache.heads.labels import UNKNOWN, check_known, encoded, strangers_note
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
 from featcache.metrics import expected_calibration_error
@@ -38,13 +39,18 @@ class ArraySpec:
 
 @dataclass(frozen=True)
 class Task:
-    """What a head is fitted to: rows (N, D), class codes (N,), and the same for validation where given."""
+    """What a head is fitted to: rows (N, D), class codes (N,), and the same for validation where given.
+
+    A validation row's code may be `UNKNOWN`: it counts as an error in an accuracy and not at all in a loss.
+    There is at least one that is not. `notes` are what a user should know about the data.
+    """
 
     X: Matrix
     y: Codes
     columns: Moments  # of the training rows alone
     X_val: Matrix | None = None
     y_val: Codes | None = None
+    notes: tuple[str, ...] = ()
 
 
 class Head(ClassifierMixin, BaseEstimator, ABC):
@@ -52,8 +58,9 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
 
     `fit` takes float16, float32 or float64 arrays or memory maps X (N, D) and labels y (N,) of any type
     that sorts. Rows of float64 are predicted in float64, all others in float32. Fitted: `classes_` (C,),
-    `n_features_in_`, `fit_seconds_`, and `mean_` and `scale_` (D,), which are None when the head does not
-    standardise; after `calibrate` also `temperature_`.
+    `n_features_in_`, `fit_seconds_`, `notes_` (what there is to say about the fit; some kinds save it), and
+    `mean_` and `scale_` (D,), which are None when the head does not standardise; after `calibrate`
+    also `temperature_`.
     """
 
     KIND: ClassVar[str]
@@ -67,12 +74,16 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     mean_: NDArray[np.float64] | None
     scale_: NDArray[np.float64] | None
     fit_seconds_: float
+    notes_: list[str]
     temperature_: float
 
     def fit(
         self, X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None
     ) -> Self:
         """Fit to rows X (N, D) and labels y (N,); validation rows are checked but never learned from.
+
+        Validation rows of classes that y lacks are errors to an accuracy and left out of a loss; if all are
+        such, it is as if there were none. `notes_` says how many there are.
 
         Raises:
             HeadError: an option or the data cannot be used; it is a ValueError too.
@@ -101,13 +112,16 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         """Set the temperature of the probabilities by rows X (N, D), y (N,) that were not trained on.
 
         Predicted classes and decision functions stay as they are. Fitting again forgets the temperature.
+        Rows of classes that the head does not know are left out: no temperature makes them right.
 
         Raises:
-            HeadError: the rows cannot be used, or hold classes that the head does not know.
+            HeadError: the rows cannot be used, or none is of a class that the head knows.
         """
         check_is_fitted(self)
         rows, labels = self._validated(X=X, y=y, reset=False)
-        codes, scores = self._encoded(labels), self._scores(rows)
+        codes, scores = encoded(labels, self.classes_), self._scores(rows)
+        known = check_known(labels, codes)
+        codes, scores = codes[known], scores[known]
         before = expected_calibration_error(codes, self._probabilities(scores.copy()))
         self.temperature_, note = best_temperature(self._logits(scores), codes)
         after = expected_calibration_error(codes, self._probable(scores))
@@ -165,6 +179,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         columns = self._moments(task)
         self.mean_, self.scale_ = (columns.mean, columns.scale) if columns else (None, None)
         learn(task)
+        self.notes_ = [*getattr(self, "notes_", ()), *task.notes]
         self.fit_seconds_ = time.perf_counter() - start  # set last: the fit is complete
         return self
 
@@ -198,7 +213,11 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         val_rows, val_labels = self._validated(X=X_val, y=y_val, reset=False)
         for part in row_blocks(len(val_rows), val_rows.shape[1]):
             check_finite(val_rows[part], part.start, "X_val")
-        return Task(rows, codes.astype(np.int64), columns, val_rows, self._encoded(val_labels))
+        val_codes = encoded(val_labels, self.classes_)
+        notes = strangers_note(val_labels, val_codes)
+        if (val_codes == UNKNOWN).all():
+            return Task(rows, codes.astype(np.int64), columns, notes=notes)
+        return Task(rows, codes.astype(np.int64), columns, val_rows, val_codes, notes)
 
     def _validated(self, **data: Any) -> Any:
         """Return the arrays as scikit-learn checks them, save for NaN, which is looked for block by block."""
@@ -211,15 +230,6 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         except ValueError as error:
             raise HeadError(str(error)) from error
         return checked
-
-    def _encoded(self, labels: NDArray[Any]) -> Codes:
-        strangers = sorted(set(labels.tolist()) - set(self.classes_.tolist()), key=str)
-        if strangers:
-            raise HeadError(
-                f"y_val holds classes that y does not: {', '.join(map(repr, strangers[:5]))}.",
-                "Every class needs training rows.",
-            )
-        return np.searchsorted(self.classes_, labels).astype(np.int64)
 
     def _scores(self, X: ArrayLike) -> Matrix:
         return _scores_of([self], X)[0]

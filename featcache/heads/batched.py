@@ -21,6 +21,7 @@ from featcache.errors import HeadError
 from featcache.heads.base import Task
 from featcache.heads.course import Course
 from featcache.heads.epochs import resolve_device
+from featcache.heads.labels import UNKNOWN
 from featcache.heads.network import Adam, Network
 from featcache.heads.neural import NetworkHead
 from featcache.heads.rows import Rows
@@ -132,8 +133,10 @@ class _Batch:
         self.stack = Stack(Network(sizes, first.dropout, self.generator, device), len(settings))
         self.rows = Rows(task.X, task.y, columns, first.batch_size, device)
         self.val: Rows | None = None
+        self.known = 0  # validation rows that the loss is taken of
         if task.X_val is not None and task.y_val is not None:
             self.val = Rows(task.X_val, task.y_val, columns, first.batch_size, device)
+            self.known = int((task.y_val != UNKNOWN).sum())
         self.alive = list(range(len(settings)))
         self.courses = [Course(each, self.val is not None) for each in settings]
         self.optimisers = [
@@ -204,11 +207,15 @@ class _Batch:
         for rows, classes in self.val.blocks():
             for part, scores in self.stack.scores(rows):
                 true = classes[part][None, :, None].expand(len(scores), -1, 1)
-                own = torch.log_softmax(scores, dim=2).gather(2, true)
+                own = torch.log_softmax(scores, dim=2).gather(2, true.clamp(min=0))
+                own = own.masked_fill(true == UNKNOWN, 0.0)
                 totals[0] -= own.sum(dim=(1, 2), dtype=torch.float64)
                 totals[1] += (scores.argmax(dim=2) == classes[part]).sum(dim=1)
-        pairs = (totals / len(self.val)).t().tolist()
-        return [{"val_loss": loss, "val_accuracy": correct} for loss, correct in pairs]
+        rows_of = len(self.val)
+        return [
+            {"val_loss": loss / self.known, "val_accuracy": correct / rows_of}
+            for loss, correct in totals.t().tolist()
+        ]
 
 
 def _heads_of(stacked: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
@@ -223,4 +230,5 @@ def _complete(head: NetworkHead, data: Data, training: _Batch, number: int) -> N
     columns = data.task.columns if head.standardizes else None
     head.mean_, head.scale_ = (columns.mean, columns.scale) if columns else (None, None)
     head._keep(training.courses[number], training.parameters(number))
+    head.notes_ = list(data.task.notes)
     head.fit_seconds_ = training.seconds[number]

@@ -15,6 +15,7 @@ from torch import Tensor
 from featcache.errors import HeadError
 from featcache.heads.base import Task
 from featcache.heads.course import Course, array
+from featcache.heads.labels import UNKNOWN
 from featcache.heads.network import Adam, Network
 from featcache.heads.rows import Rows
 from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, layer_rows, plain
@@ -37,8 +38,10 @@ class Training:
         )
         self.rows = Rows(task.X, task.y, columns, settings.batch_size, device)
         self.val: Rows | None = None
+        self.known = 0  # validation rows that the loss is taken of
         if task.X_val is not None and task.y_val is not None:
             self.val = Rows(task.X_val, task.y_val, columns, settings.batch_size, device)
+            self.known = int((task.y_val != UNKNOWN).sum())
         self.course = Course(settings, validates=self.val is not None)
 
     def parameters(self) -> list[NDArray[np.float32]]:
@@ -85,10 +88,12 @@ class Training:
         totals = torch.zeros(2, dtype=torch.float64, device=self.val.device)
         for rows, classes in self.val.blocks():
             scores = self.network.scores(rows)
-            totals[0] += torch.nn.functional.cross_entropy(scores, classes, reduction="sum")
+            totals[0] += torch.nn.functional.cross_entropy(
+                scores, classes, reduction="sum", ignore_index=UNKNOWN
+            )
             totals[1] += (scores.argmax(dim=1) == classes).sum()
-        loss, correct = (totals / len(self.val)).tolist()
-        return {"val_loss": loss, "val_accuracy": correct}
+        loss, correct = totals.tolist()
+        return {"val_loss": loss / self.known, "val_accuracy": correct / len(self.val)}
 
     def state(self) -> TrainingState:
         """Copy everything that the next epoch depends on."""

@@ -49,7 +49,8 @@ class NetworkHead(ScoredHead):
     options, rows and seed give the same head; torch's global random generator is not touched.
 
     Fitted: `coefs_` (list of (out, in)), `intercepts_` (list of (out,)), `history_` (a dict an epoch: epoch,
-    train_loss, val_loss, val_accuracy, seconds, lr), `n_epochs_`, `best_epoch_` (1-based).
+    train_loss, val_loss, val_accuracy, seconds, lr; the two val_* are over the validation rows, val_loss
+    without those of classes that have no training rows), `n_epochs_`, `best_epoch_` (1-based).
     """
 
     ATTRIBUTES: ClassVar = {"history_": list, "n_epochs_": int, "best_epoch_": int}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,17 +28,18 @@ def known() -> tuple[tuple[str, str], ...]:
     return (*((name, entry.about) for name, entry in SETS.items()), *_OWN)
 
 
-def open_source(spec: str, data_dir: Path, download: bool = True) -> Source:
+def open_source(spec: str, data_dir: Path, download: bool = True, exclude: Sequence[Path] = ()) -> Source:
     """Return the source a text names; named data sets are kept in `data_dir` and downloaded there if allowed.
 
-    Nothing is downloaded or read before the source is opened.
+    Nothing is downloaded or read before the source is opened. Of a folder of images the folders `exclude`
+    in it, such as those our caches are in, are left out.
 
     Raises:
         DatasetError: no such data set is known, or the folder or file does not exist.
     """
     kind, _, path = spec.partition(":")
     if kind == "folder" and ":" in spec:
-        return FolderSource(path)
+        return FolderSource(path, exclude)
     if kind == "csv" and ":" in spec:
         return CsvSource(path)
     if spec == "digits":

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from featcache.errors import DatasetError
 from featcache.images.listing import SPLIT_NAMES, Entry, Origin, rows_of
 from featcache.images.scan import Scan, scan_files
-from featcache.images.source import slug
+from featcache.images.source import not_there, slug
 
 if TYPE_CHECKING:
     from featcache.images.dataset import Dataset
@@ -26,13 +26,14 @@ class CsvSource:
     """Images named in a CSV file (UTF-8).
 
     Raises:
-        DatasetError: the file is missing.
+        DatasetError: the file is missing or cannot be reached.
     """
 
     def __init__(self, path: str) -> None:
         self._path = os.path.normpath(os.path.expanduser(path)) if path else ""
         if not path or not os.path.isfile(self._path):
-            what = "is a folder, not a file" if path and os.path.isdir(self._path) else "does not exist"
+            folder = path and os.path.isdir(self._path)
+            what = "is a folder, not a file" if folder else not_there(self._path)
             raise DatasetError(f"The CSV file {path!r} {what}.", _COLUMNS)
         self._folder = os.path.dirname(self._path) or "."
         self._scan: Scan | None = None
@@ -125,10 +126,10 @@ class CsvSource:
     def _check_present(self, lines: dict[str, int]) -> None:
         missing = [name for name in lines if not os.path.isfile(os.path.join(self._folder, name))]
         if missing:
-            raise self._wrong(
-                lines[missing[0]],
-                f"{missing[0]!r} is no file in {self._folder}; {len(missing)} are missing in all",
-            )
+            first = missing[0]
+            why = not_there(os.path.join(self._folder, first))
+            said = f"{first!r} is no file in {self._folder}" + (f" ({why})" if "reached" in why else "")
+            raise self._wrong(lines[first], f"{said}; {len(missing)} are missing in all")
 
     def _wrong(self, line: int, what: str) -> DatasetError:
         return DatasetError(f"{self._path}, line {line}: {what}.", "Correct the file and run again.")

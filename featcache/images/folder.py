@@ -3,7 +3,8 @@
 Two layouts: DIR/{train,val|valid|validation,test}/<class>/… or DIR/<class>/… (all rows are train). A class is
 the first folder level; files below it count at any depth, and a folder named x.jpg is a folder. Hidden files
 and folders and files without an image's suffix are ignored and named. Symbolic links are followed where they
-stay inside DIR; those that leave it, lead nowhere or round in circles are ignored and named.
+stay inside DIR; those that leave it, lead nowhere or round in circles are ignored and named. So are folders
+that are excluded, because our own caches are in them, and links into these.
 """
 
 # A Path object for each of a million files would cost more than listing them.
@@ -12,15 +13,17 @@ stay inside DIR; those that leave it, lead nowhere or round in circles are ignor
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from featcache.errors import DatasetError
 from featcache.images.listing import IMAGE_SUFFIXES, SPLIT_NAMES, Entry, Origin, rows_of
 from featcache.images.scan import Scan, scan_trees, unlistable
-from featcache.images.source import slug
+from featcache.images.source import not_there, slug
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from featcache.images.dataset import Dataset
     from featcache.images.source import Advance
 
@@ -28,17 +31,18 @@ _LAYOUTS = "Expected DIR/train/<class>/… (with val and test beside it) or DIR/
 
 
 class FolderSource:
-    """Images below one folder.
+    """Images below one folder, save for what is in the folders `exclude`, such as our own caches.
 
     Raises:
-        DatasetError: the path is missing or no folder.
+        DatasetError: the path is missing, cannot be reached or is no folder.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, exclude: Sequence[Path] = ()) -> None:
         self._path = os.path.normpath(os.path.expanduser(path)) if path else ""
         if not path or not os.path.isdir(self._path):
-            what = "is a file, not a folder" if os.path.isfile(self._path) else "does not exist"
+            what = "is a file, not a folder" if os.path.isfile(self._path) else not_there(self._path)
             raise DatasetError(f"The folder of images {path!r} {what}.", _LAYOUTS)
+        self._exclude = _below(self._path, exclude)
         self._scan: Scan | None = None
 
     @property
@@ -54,6 +58,8 @@ class FolderSource:
     def stat_digest(self) -> str:
         """Return the digest over everything below the folder, hidden and ignored files included.
 
+        What is in an excluded folder does not count, nor whether there is one.
+
         Raises:
             DatasetError: a folder cannot be listed.
         """
@@ -65,7 +71,7 @@ class FolderSource:
 
     def _scanned(self) -> Scan:
         if self._scan is None:
-            self._scan = scan_trees(self._path, [""])
+            self._scan = scan_trees(self._path, [""], self._exclude)
         return self._scan
 
     def open(self, progress: Advance | None = None) -> Dataset:
@@ -76,17 +82,25 @@ class FolderSource:
         """
         from featcache.images.stored import FileDataset
 
-        tree = _Tree(self._path)
+        tree = _Tree(self._path, self._exclude)
         entries, classes = tree.entries()
         rows = rows_of(entries, classes, Origin(self.name, self._path, tree.ignored, progress))
         return FileDataset(rows, os.path.abspath(self._path))
 
 
+def _below(path: str, folders: Iterable[Path]) -> frozenset[str]:
+    """Return the folders that lie below a path, relative to it; whether they exist does not matter."""
+    above = f"{os.path.realpath(path).rstrip('/')}/"
+    real = (os.path.realpath(os.path.expanduser(folder)) for folder in folders)
+    return frozenset(name.removeprefix(above) for name in real if name.startswith(above))
+
+
 class _Tree:
     """One walk through a folder of images; `ignored` fills as it goes."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, exclude: Iterable[str]) -> None:
         self._path, self._real = path, os.path.realpath(path)
+        self._exclude = tuple(f"{self._real.rstrip('/')}/{name}/" for name in exclude)
         self.ignored: list[str] = []
 
     def entries(self) -> tuple[list[Entry], list[str]]:
@@ -169,7 +183,9 @@ class _Tree:
         regular = os.path.isfile(entry.path) if linked else entry.is_file()
         real = os.path.realpath(entry.path) if linked else f"{stack[-1]}/{entry.name}"
         lost = linked and (not real.startswith(f"{self._real.rstrip('/')}/") or real in stack)
-        if entry.name.startswith(".") or lost:
+        # A link into an excluded folder too: its target is not scanned for changes.
+        excluded = (linked or directory) and f"{real}/".startswith(self._exclude)
+        if entry.name.startswith(".") or lost or excluded:
             self.ignored.append(f"{name}/" if directory else name)
         elif directory:
             folders[name] = (*stack, real)

@@ -15,7 +15,7 @@ import os
 import stat
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from featcache.errors import DatasetError
@@ -37,8 +37,10 @@ Record = tuple[str, bytes, int, int]  # name, sha256 of its stat records, newest
 Share = Callable[[Sequence[str]], list[Record]]  # the work on some of the names
 
 
-def scan_trees(base: str, names: Iterable[str]) -> Scan:
+def scan_trees(base: str, names: Iterable[str], exclude: Collection[str] = ()) -> Scan:
     """Scan the files and folders `names` below `base`, each folder to its full depth. Absent names are noted.
+
+    Folders in `exclude`, relative to `base`, are passed over as if they were not there.
 
     Raises:
         DatasetError: a folder cannot be listed.
@@ -51,8 +53,8 @@ def scan_trees(base: str, names: Iterable[str]) -> Scan:
     if single:
         records.append(_files(base, single, ""))
     while todo and (len(todo) < 2 or sum(record[3] for record in records) < FORK_ABOVE or not _may_fork()):
-        records.append(_folder(base, todo.pop(), todo))
-    return _total(records + _shared(todo, lambda share: _folders(base, share)))
+        records.append(_folder(base, todo.pop(), todo, exclude))
+    return _total(records + _shared(todo, lambda share: _folders(base, share, exclude)))
 
 
 def scan_files(base: str, names: Sequence[str]) -> Scan:
@@ -75,21 +77,22 @@ def _total(records: list[Record]) -> Scan:
     return Scan(digest.hexdigest(), newest, sum(record[3] for record in records))
 
 
-def _folders(base: str, names: Sequence[str]) -> list[Record]:
+def _folders(base: str, names: Sequence[str], exclude: Collection[str]) -> list[Record]:
     todo, records = list(names), []
     while todo:
-        records.append(_folder(base, todo.pop(), todo))
+        records.append(_folder(base, todo.pop(), todo, exclude))
     return records
 
 
-def _folder(base: str, folder: str, todo: list[str]) -> Record:
+def _folder(base: str, folder: str, todo: list[str], exclude: Collection[str]) -> Record:
     """Return the record of one folder's files and add the folders in it to `todo`."""
+    below: list[str] = []
     where = os.path.join(base, folder) if folder else base
     try:
         handle = os.open(where, os.O_RDONLY) if os.stat in os.supports_dir_fd else None
         try:
             found = sorted(os.listdir(where if handle is None else handle))
-            return _record(where, folder, found, handle, todo)
+            record = _record(where, folder, found, handle, below)
         finally:
             if handle is not None:
                 os.close(handle)
@@ -97,6 +100,8 @@ def _folder(base: str, folder: str, todo: list[str]) -> Record:
         raise DatasetError(
             f"Cannot list the folder {where}: {error.strerror}.", "Check its permissions."
         ) from error
+    todo += [name for name in below if name not in exclude] if exclude else below
+    return record
 
 
 def unlistable(where: str, error: OSError) -> DatasetError:

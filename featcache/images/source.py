@@ -5,6 +5,7 @@ A finished cache is recognised by the source's stat digest alone: nothing here m
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,19 @@ class Source(Protocol):
             DatasetError: the source is missing, empty or contradicts itself.
         """
         ...
+
+
+def not_there(path: str) -> str:
+    """Return why nothing can be found at a path: that it does not exist, or what keeps us from looking."""
+    try:
+        os.stat(path)  # noqa: PTH116
+    except (FileNotFoundError, NotADirectoryError):
+        return "does not exist"
+    except OSError as error:
+        return f"cannot be reached: {error.strerror or error}"
+    except ValueError:
+        return "is no path"
+    return "is neither a file nor a folder"
 
 
 def slug(text: str) -> str:

@@ -295,6 +295,18 @@ def test_the_limit_takes_the_first_of_each_class(request_: Request, settings: Se
     assert [name[-7:] for name in Cache(found.path).plan.ids] == ["000.png", "001.png"] * 6
 
 
+def test_our_own_folders_inside_the_images_are_no_classes(
+    request_: Request, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "SETTLED_NS", 0)
+    folder = make_folder(tmp_path / "photos")
+    monkeypatch.chdir(folder)
+    here = replace(settings, features_dir=Path("features"), data_dir=Path("data"))
+    asked = replace(request_, dataset="folder:.")
+    assert not extract(asked, here).hit
+    assert extract(asked, here).hit
+
+
 # --- interruption ---
 
 SCRIPT = """

@@ -24,8 +24,8 @@ def extract(
     dataset: str = "cifar10",
     *,
     backbone: str = "vgg16",
-    weights: str = "DEFAULT",
-    layers: Sequence[str] = (),
+    weights: PathLike = "DEFAULT",
+    layers: str | Sequence[str] = (),
     pool: str | None = None,
     preprocess: str = "auto",
     image_size: int | None = None,
@@ -49,7 +49,7 @@ def extract(
         dataset: a known name ("cifar10", "digits", …), "folder:DIR" or "csv:FILE".
         backbone: any torchvision classification model.
         weights: "DEFAULT", a torchvision name, "random:SEED" or a path to .safetensors or .pth.
-        layers: the nodes to read, the backbone's own default where empty.
+        layers: the node or nodes to read, the backbone's own default where empty.
         pool: how a map becomes a row: "flatten", "avg", "max", "gem" or "avg:S".
         preprocess: "auto", "weights" or "squash".
         image_size: input size in pixels, the weights' own where None.
@@ -70,8 +70,9 @@ def extract(
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
+    nodes = (layers,) if isinstance(layers, str) else tuple(layers)
     request = Request(
-        dataset, backbone, weights, tuple(layers), pool, preprocess, image_size, normalize, precision,
+        dataset, backbone, os.fspath(weights), nodes, pool, preprocess, image_size, normalize, precision,
         store_dtype, limit, max_pixels,
     )  # fmt: skip
     settings = Settings(Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image)

@@ -65,10 +65,6 @@ class RunError(FeatcacheError):
     """A run is unknown or its name is ambiguous."""
 
 
-class MissingExtraError(FeatcacheError, ImportError):
-    """An optional dependency is not installed."""
-
-
 def unknown(
     what: str, got: str, known: Iterable[str], error: type[FeatcacheError] = OptionError
 ) -> FeatcacheError:

@@ -145,4 +145,6 @@ def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any], prefix: str 
 
 def _short(value: object) -> str:
     text = value if isinstance(value, str) else canonical_json(value)
-    return text if len(text) <= 48 else f"{text[:12]}…"
+    if len(text) == 64 and set(text) <= set("0123456789abcdef"):
+        return f"{text[:12]}…"  # a hash
+    return text if len(text) <= 120 else f"{text[:119]}…"

@@ -209,6 +209,8 @@ def test_errors_as_json(cli: Cli) -> None:
         (["train-head", "--head", "ridge", "--lr", "1"], "Unknown option of head 'ridge': 'lr'."),
         (["train-head", "--cache", "nothing"], "No cache 'nothing'"),
         (["train-head", "--head", "mlp", "--epochs", "0"], "epochs"),
+        (["train-head", "--head", "mlp", "--seed", "9" * 30], "seed"),
+        (["runs", "--where", "val_accuracy>=abc"], "abc"),
         (["train-head", "--val-fraction", "1.5"], "1.5"),
         (["train-head", "--split-mode", "first"], "first"),
         (["train-head", "--head", "knn", "--keep-checkpoints", "2"], "not trained by epochs"),

@@ -549,6 +549,9 @@ def test_what_does_not_fit_is_refused_before_it_starts(
         ({"weights": "nowhere.safetensors"}, "nowhere.safetensors"),
         ({"layers": ("nothing",)}, "nothing"),
         ({"dataset": "cifar11"}, "Unknown dataset 'cifar11'"),
+        ({"dataset": Path("photos")}, "dataset must be of type str"),
+        ({"limit": 1.5}, "limit must be of type int"),
+        ({"layers": "features"}, "layers must be a list of names"),
     ],
 )
 def test_wrong_requests_get_one_clear_sentence(

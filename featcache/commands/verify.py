@@ -54,7 +54,7 @@ def verify(
             show(f"repaired  {name}")
         for name, why in wrong.items():
             show(f"damaged   {name}: {why}")
-        show(f"{planned - len(wrong)} of {planned} shards are good.")
+        show(f"{planned - len(wrong.keys() - {'seal'})} of {planned} shards are good.")
     if wrong:
         raise _error(opened, wrong, planned)
     if as_json:

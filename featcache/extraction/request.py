@@ -40,6 +40,7 @@ class Request:
     max_pixels: int = 50_000_000
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name, known in (
             ("preprocess", PREPROCESS),
             ("normalize", NORMALIZE),
@@ -52,6 +53,16 @@ class Request:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, got {value}.")
+
+    def _check_types(self) -> None:
+        """From Python anything may come: refuse what would be stored or read as something else."""
+        numbers = ("image_size", "limit", "max_pixels")
+        for name in ("dataset", "backbone", "weights", "pool", *numbers):
+            value, expected = getattr(self, name), int if name in numbers else str
+            if value is not None and (not isinstance(value, expected) or isinstance(value, bool)):
+                raise OptionError(f"{name} must be of type {expected.__name__}, got {value!r}.")
+        if not isinstance(self.layers, tuple) or not all(isinstance(name, str) for name in self.layers):
+            raise OptionError(f"layers must be a list of names, got {self.layers!r}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the options as plain JSON values."""

@@ -19,6 +19,9 @@ class Option:
     accepts: Callable[[object], bool]
 
 
+_MOST = 1 << 63  # what torch and numpy take as an integer
+
+
 def number(
     help: str,
     *,
@@ -46,7 +49,7 @@ def whole(help: str, *, least: int, or_none: bool = False) -> Option:
     def accepts(value: object) -> bool:
         if value is None:
             return or_none
-        return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+        return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < _MOST
 
     return Option(f"an integer of at least {least}" + " or None" * or_none, help, accepts)
 

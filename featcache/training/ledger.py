@@ -241,7 +241,7 @@ def _conditions(where: Sequence[str]) -> tuple[str, list[Any]]:
             clauses.append(f"instr({_column(column)}, ?) > 0")
         else:
             clauses.append(f"{_column(column)} {operator} ?")
-        values.append(_typed(value) if column.startswith(_PARAMS) and operator != "~" else value)
+        values.append(value if operator == "~" else _operand(column, value))
     return " AND ".join(clauses), values
 
 
@@ -253,6 +253,18 @@ def _column(name: str) -> str:
     if name not in COLUMNS:
         raise OptionError(f"Unknown column {name!r}.", f"Known: {', '.join(COLUMNS)}, params.OPTION.")
     return name
+
+
+def _operand(column: str, value: str) -> float | str:
+    """Return what a column is compared with: a number where it holds numbers."""
+    if column.startswith(_PARAMS):
+        return _typed(value)
+    if COLUMNS[column][0].startswith("TEXT"):
+        return value
+    found = _typed(value)
+    if isinstance(found, str):
+        raise OptionError(f"{column} holds numbers, got {value!r}.", "Write e.g. val_accuracy>=.7.")
+    return found
 
 
 def _typed(value: str) -> float | str:

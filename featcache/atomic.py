@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
-import socket
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,7 +151,7 @@ def sweep(folder: Path) -> int:
 
 
 def _write_temporary(path: Path, data: bytes) -> str:
-    name = f"{TEMPORARY}{_host()}-{os.getpid()}-{secrets.token_hex(6)}"
+    name = f"{TEMPORARY}{_host()}-{os.getpid()}-{os.urandom(6).hex()}"
     temporary = str(path.parent / name)
     descriptor = calls.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
@@ -193,7 +191,9 @@ def _forget(temporary: str) -> None:
 
 
 def _host() -> str:
-    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    # Not socket.gethostname: importing socket takes longer than all else a warm hit does here.
+    name = os.uname().nodename if hasattr(os, "uname") else os.environ.get("COMPUTERNAME", "")
+    return f"{zlib.crc32(name.encode()):08x}"
 
 
 def _alive(pid: int) -> bool:

@@ -59,3 +59,13 @@ def test_every_public_name_can_be_had() -> None:
     assert all(getattr(featcache, name) is not None for name in featcache.__all__)
     with pytest.raises(AttributeError):
         featcache.nothing  # noqa: B018
+
+
+def test_the_versions_recorded_are_those_installed() -> None:
+    from importlib import metadata
+
+    from featcache.extraction.request import RECORDED, versions
+
+    assert versions() == {"featcache": metadata.version("featcache")} | {
+        name: metadata.version(name) for name in RECORDED
+    }

@@ -530,6 +530,17 @@ def test_a_dry_run_tells_everything_and_writes_nothing(request_: Request, settin
     assert dry_run(request_, settings)["hit"]
 
 
+def test_a_dry_run_counts_what_other_caches_have(
+    request_: Request, settings: Settings, tmp_path: Path
+) -> None:
+    extract(request_, settings)
+    folder = make_folder(tmp_path / "photos")
+    Image.new("RGB", (40, 40), (9, 9, 9)).save(folder / "train" / "bee" / "new.png")
+    more = replace(request_, dataset=f"folder:{folder}")
+    assert dry_run(more, settings)["rows_elsewhere"] == 36
+    assert dry_run(replace(more, store_dtype="float32"), settings)["rows_elsewhere"] == 0
+
+
 def test_what_does_not_fit_is_refused_before_it_starts(
     request_: Request, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ KEYS: dict[str, dict[str, str]] = {
         "images": "images of the data set",
         "rows": _EXTRACT["rows"],
         "rows_there": "rows that are committed already",
+        "rows_elsewhere": "images whose features other caches of the same recipe have",
         "nodes": _EXTRACT["nodes"],
         "columns": _EXTRACT["columns"],
         "bytes_per_image": "of the features, all nodes together",

@@ -9,6 +9,7 @@ from featcache.extraction.estimate import check_space, free_bytes, measured_rate
 from featcache.extraction.extract import folder_with_key, open_job, source_of
 from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings
+from featcache.extraction.siblings import rows_elsewhere
 from featcache.progress import Progress, silent
 from featcache.store import records
 from featcache.store.cache import Cache
@@ -19,8 +20,9 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
 
     Returns:
         `cache` (path), `hit`, `fingerprint`, `images`, `rows` (per split), `rows_there` (rows already
-        committed), `nodes` (node → D), `columns`, `bytes_per_image`, `bytes` (still to write),
-        `free_bytes`, `images_per_second` (measured on a few batches; None for a hit), `seconds`.
+        committed), `rows_elsewhere` (images that other caches of the same recipe have), `nodes`
+        (node → D), `columns`, `bytes_per_image`, `bytes` (still to write), `free_bytes`,
+        `images_per_second` (measured on a few batches; None for a hit), `seconds`.
 
     Raises:
         SpaceError: the disk has no room for it.
@@ -52,6 +54,9 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
         "images": len(job.dataset),
         "rows": record["dataset"]["rows"],
         "rows_there": there,
+        "rows_elsewhere": rows_elsewhere(
+            settings.features_dir, job.recipe.fingerprint, job.key, job.dataset.content_hashes
+        ),
         "nodes": measured["columns"],
         "columns": next(iter(measured["columns"].values())),
         "bytes_per_image": sum(measured["columns"].values()) * itemsize,
@@ -71,6 +76,7 @@ def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
         "images": len(cache.plan),
         "rows": cache.plan.counts(),
         "rows_there": len(cache.plan),
+        "rows_elsewhere": 0,
         "nodes": cache.columns,
         "columns": cache.columns[cache.nodes[0]],
         "bytes_per_image": sum(cache.columns.values()) * itemsize,

@@ -149,9 +149,7 @@ def _show_plan(request: Request, settings: Settings, as_json: bool) -> None:
     nodes = ", ".join(f"{node} {width}" for node, width in plan["nodes"].items())
     show(f"cache    {plan['cache']}")
     there, elsewhere = plan["rows_there"], plan["rows_elsewhere"]
-    show(
-        f"images   {plan['images']}, of them {there} already there, {elsewhere} in other caches of this recipe"
-    )
+    show(f"images   {plan['images']}, of them {there} already there, {elsewhere} in other such caches")
     show(f"columns  {nodes} · {plan['bytes_per_image']} bytes an image")
     show(f"disk     {size(plan['bytes'])} still to write, {size(plan['free_bytes'])} free")
     if plan["images_per_second"]:

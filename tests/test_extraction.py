@@ -355,9 +355,9 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path) -> None:
     cache = Cache(next(features.glob("*--*")))
     assert cache.sealed() is not None
     assert all(why == "" for _, why in cache.verify())
-    sessions = memory.sessions(features, cache.name)
+    done = memory.extractions(features, cache.name)
     # Each may compute what the other has in hand when nothing else is left, hardly more.
-    assert sum(session["images"] for session in sessions) <= len(cache.plan) + 40
+    assert sum(each["images"] for each in done) <= len(cache.plan) + 40
     assert not (features / memory.FOLDER / "claims" / cache.name).exists()
 
 

@@ -108,10 +108,10 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
                 show(f"    {each if isinstance(each, str) else each['id'] + ': ' + each['reason']}")
             if count > 20:
                 show(f"    and {count - 20} more (--json names more)")
-    for session in facts["sessions"]:
-        rate = session["images"] / max(session["seconds"], 1e-9)
-        took = f"{duration(session['seconds'])} ({rate:.1f}/s) on {session['device']}"
-        show(f"\n  extracted {session['images']} images in {took}")
+    for each in facts["extractions"]:
+        rate = each["images"] / max(each["seconds"], 1e-9)
+        took = f"{duration(each['seconds'])} ({rate:.1f}/s) on {each['device']}"
+        show(f"\n  extracted {each['images']} images in {took}")
     if facts["runs"]:
         show("\n  heads")
         show_table(
@@ -121,7 +121,7 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
 
 
 def _facts(cache: Any, features_dir: Path) -> dict[str, Any]:
-    from featcache.extraction.memory import sessions
+    from featcache.extraction.memory import extractions
     from featcache.training.ledger import Ledger
 
     commits = cache.commits()
@@ -140,7 +140,7 @@ def _facts(cache: Any, features_dir: Path) -> dict[str, Any]:
         "classes": list(cache.classes),
         "ignored": cache.record["dataset"]["ignored"],
         "bad_images": [{"id": name, "reason": reason} for name, reason in cache.bad_images()],
-        "sessions": sessions(features_dir, cache.name),
+        "extractions": extractions(features_dir, cache.name),
         "runs": Ledger(features_dir).runs([f"cache={cache.name}"]),
     }
 

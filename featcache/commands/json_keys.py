@@ -120,7 +120,7 @@ KEYS: dict[str, dict[str, str]] = {
         "classes": "their names in order; a label is an index into them",
         "ignored": "files of the data set that are no images: count, and first, the names of the first 1000",
         "bad_images": "a list, each with id and reason",
-        "sessions": "the extractions that filled it: images, seconds, device, batch_size",
+        "extractions": "the extractions that filled it: images, seconds, device, batch_size",
         "runs": "its runs, as `runs` gives them",
     },
     "verify": {

@@ -159,7 +159,7 @@ def _fill(
     found = _found(cache.path, cache.seal(), begin, hit=False)
     found.images, found.extraction_seconds = images, seconds
     facts = {"device": str(extractor.device), "batch_size": batch_size, "images": images, "seconds": seconds}
-    memory.record_session(settings.features_dir, cache.name, facts | {"total_seconds": found.seconds})
+    memory.record_extraction(settings.features_dir, cache.name, facts | {"total_seconds": found.seconds})
     return found
 
 

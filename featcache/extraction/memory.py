@@ -102,16 +102,18 @@ def recall(features_dir: Path, request_id: str) -> tuple[Path, dict[str, Any]] |
     return None if seal is None else (cache, seal)
 
 
-def record_session(features_dir: Path, cache: str, facts: Mapping[str, Any]) -> None:
+def record_extraction(features_dir: Path, cache: str, facts: Mapping[str, Any]) -> None:
     """Keep the facts of one extraction (seconds, images, device, …) for `featcache info`."""
     name = f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{os.getpid()}.json"
-    _write(features_dir / FOLDER / "sessions" / cache / name, records.to_bytes({"format": FORMAT, **facts}))
+    _write(
+        features_dir / FOLDER / "extractions" / cache / name, records.to_bytes({"format": FORMAT, **facts})
+    )
 
 
-def sessions(features_dir: Path, cache: str) -> list[dict[str, Any]]:
+def extractions(features_dir: Path, cache: str) -> list[dict[str, Any]]:
     """Return the facts of all extractions into a cache that are still remembered, oldest first."""
     found = []
-    for path in sorted((features_dir / FOLDER / "sessions" / cache).glob("*.json")):
+    for path in sorted((features_dir / FOLDER / "extractions" / cache).glob("*.json")):
         try:
             found.append(records.read(path))
         except (OSError, FeatcacheError):

@@ -117,6 +117,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Progress]:
     tasks: dict[str, Any] = {}
 
     def update(what: str, done: int, total: int) -> None:
+        """Draw how far it is."""
         if what not in tasks:
             tasks[what] = bars.add_task(what, total=total, completed=done, rate="")
             return

@@ -217,6 +217,7 @@ class _Count:
         self.done = {split: count - todo[split] for split, count in self.total.items()}
 
     def add(self, batch: Batch) -> None:
+        """Count the images of a finished batch."""
         split, size = batch.part.name.partition("-")[0], batch.stop - batch.first
         self.images += size
         self.done[split] += size

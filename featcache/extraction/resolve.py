@@ -127,6 +127,7 @@ def _statistics(
     rows = [row for row, code in enumerate(dataset.splits.tolist()) if SPLITS[code] == "train"]
 
     def images() -> Any:
+        """Yield the fitted training images, telling the progress."""
         for done, row in enumerate(rows, 1):
             try:
                 yield fit(dataset.image(row, request.max_pixels), step)

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 from featcache.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from featcache.api import compare, evaluate, extract, sweep, train_head
+    from featcache.api import compare, evaluate, extract, predictor, sweep, train_head
     from featcache.errors import FeatcacheError
     from featcache.heads.convex import LogisticHead, RidgeHead
     from featcache.heads.neighbours import KNNHead
     from featcache.heads.neural import LinearHead, MLPHead
     from featcache.heads.saving import loads as load_head
     from featcache.heads.svm import SVMHead
+    from featcache.inference.predictor import Predictor
     from featcache.store.cache import Cache
     from featcache.store.table import Table
 
@@ -34,6 +35,7 @@ _PLACES = {
     "LinearHead": "featcache.heads.neural",
     "LogisticHead": "featcache.heads.convex",
     "MLPHead": "featcache.heads.neural",
+    "Predictor": "featcache.inference.predictor",
     "RidgeHead": "featcache.heads.convex",
     "SVMHead": "featcache.heads.svm",
     "Table": "featcache.store.table",
@@ -41,6 +43,7 @@ _PLACES = {
     "evaluate": "featcache.api",
     "extract": "featcache.api",
     "load_head": "featcache.heads.saving:loads",
+    "predictor": "featcache.api",
     "sweep": "featcache.api",
     "train_head": "featcache.api",
 }
@@ -52,6 +55,7 @@ __all__ = [
     "LinearHead",
     "LogisticHead",
     "MLPHead",
+    "Predictor",
     "RidgeHead",
     "SVMHead",
     "Table",
@@ -60,6 +64,7 @@ __all__ = [
     "evaluate",
     "extract",
     "load_head",
+    "predictor",
     "sweep",
     "train_head",
 ]

@@ -17,7 +17,9 @@ from featcache.version import VERSION as __version__
 if TYPE_CHECKING:
     from featcache.api import compare, evaluate, extract, predictor, sweep, train_head
     from featcache.errors import FeatcacheError
+    from featcache.heads.baselines import DummyHead, NaiveBayesHead
     from featcache.heads.convex import LogisticHead, RidgeHead
+    from featcache.heads.forests import BoostingHead, ForestHead, TreeHead
     from featcache.heads.neighbours import KNNHead
     from featcache.heads.neural import LinearHead, MLPHead
     from featcache.heads.saving import loads as load_head
@@ -29,16 +31,21 @@ if TYPE_CHECKING:
 
 # Each name is imported when it is first used: `import featcache` loads neither torch nor scikit-learn.
 _PLACES = {
+    "BoostingHead": "featcache.heads.forests",
     "Cache": "featcache.store.cache",
+    "DummyHead": "featcache.heads.baselines",
     "FeatcacheError": "featcache.errors",
+    "ForestHead": "featcache.heads.forests",
     "KNNHead": "featcache.heads.neighbours",
     "LinearHead": "featcache.heads.neural",
     "LogisticHead": "featcache.heads.convex",
     "MLPHead": "featcache.heads.neural",
+    "NaiveBayesHead": "featcache.heads.baselines",
     "Predictor": "featcache.inference.predictor",
     "RidgeHead": "featcache.heads.convex",
     "SVMHead": "featcache.heads.svm",
     "Table": "featcache.store.table",
+    "TreeHead": "featcache.heads.forests",
     "compare": "featcache.api",
     "evaluate": "featcache.api",
     "extract": "featcache.api",
@@ -49,16 +56,21 @@ _PLACES = {
 }
 
 __all__ = [
+    "BoostingHead",
     "Cache",
+    "DummyHead",
     "FeatcacheError",
+    "ForestHead",
     "KNNHead",
     "LinearHead",
     "LogisticHead",
     "MLPHead",
+    "NaiveBayesHead",
     "Predictor",
     "RidgeHead",
     "SVMHead",
     "Table",
+    "TreeHead",
     "__version__",
     "compare",
     "evaluate",

@@ -50,7 +50,7 @@ def extract(
 
     Args:
         dataset: a known name ("cifar10", "digits", …), "folder:DIR" or "csv:FILE".
-        backbone: any torchvision classification model.
+        backbone: any torchvision classification model, or "pixels".
         weights: "DEFAULT", a torchvision name, "random:SEED" or a path to .safetensors or .pth.
         layers: the node or nodes to read, the backbone's own default where empty.
         pool: how a map becomes a row: "flatten", "avg", "max", "gem" or "avg:S".

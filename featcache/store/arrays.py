@@ -46,9 +46,9 @@ def _array(data: bytes) -> NDArray[np.generic]:
     header = _HEADER.fullmatch(data[start : start + length])
     if data[: len(_MAGIC)] != _MAGIC or header is None:
         raise ValueError("an entry is no array of plain numbers")
-    dtype = np.dtype(header[1].decode())
+    dtype: np.dtype[np.generic] = np.dtype(header[1].decode())
     shape = tuple(int(size) for size in header[3].replace(b" ", b"").split(b",") if size)
     if len(data) - start - length != math.prod(shape) * dtype.itemsize:
         raise ValueError("an array has another size than its header says")
-    order = "F" if header[2] == b"True" else "C"
-    return np.frombuffer(data, dtype, offset=start + length).reshape(shape, order=order)
+    flat: NDArray[np.generic] = np.frombuffer(data, dtype, offset=start + length)
+    return flat.reshape(shape, order="F" if header[2] == b"True" else "C")

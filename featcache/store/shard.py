@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from featcache.store.plan import PAGE
 
 OK, BAD = 0, 1  # the status codes of a row
 FEATURES = "features"
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,10 @@ def build(
         status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
     """
     # The core driver with no backing store never touches the disk, where HDF5 can die by a signal when
-    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x.
+    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x. Files in memory
+    # share one space of names in a process, and several threads may each build one.
     with h5py.File(
-        "shard",
+        f"shard-{next(_numbers)}",
         "w",
         driver="core",
         backing_store=False,

@@ -157,12 +157,10 @@ def test_out_of_memory_is_no_damage(place: Path) -> None:
     import resource
 
     toys.start(place / "warm", {"train": 5})
-    rows, width = np.arange(5), 1 << 21
-    with tally(
-        "Out of memory", "address space limited while a shard of 21 MB is written"
-    ) as found:
+    rows, width = np.arange(5), 1 << 22
+    with tally("Out of memory", "address space limited while a shard of 42 MB is written") as found:
         for trial in range(count(20, 500)):
-            spare = draw("memory", trial).randrange(80 << 20)
+            spare = draw("memory", trial).randrange(200 << 20)
             here = place / str(trial)
 
             def work(here: Path = here, spare: int = spare) -> None:

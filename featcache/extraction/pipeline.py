@@ -232,10 +232,11 @@ def _features(
     lost = [row - batch.first for row, _ in bad]
     for node, rows in extractor(batch.pixels).items():
         rows[lost] = 0
-        with np.errstate(over="ignore"):
-            stored = rows.astype(cache.recipe.store_dtype)
         # One sum a batch tells whether anything is not finite; the search for where comes only then.
-        if not np.isfinite(stored.sum(dtype=np.float64)):
+        with np.errstate(over="ignore", invalid="ignore"):
+            stored = rows.astype(cache.recipe.store_dtype)
+            total = stored.sum(dtype=np.float64)
+        if not np.isfinite(total):
             raise _not_finite(cache, dataset, node, batch.first, rows, stored)
         out[node] = stored
     return out

@@ -6,7 +6,9 @@ a cache may come from anyone.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from typing import Any
 
 from featcache.errors import CacheError, DamagedError
 from featcache.recipe import canonical_json, check_format, sha256_of
+from featcache.store import expected
 
 RECIPE = "recipe.json"
 PLAN = "plan.npz"
@@ -24,6 +27,10 @@ SHARDS = "shards"
 COMMITS = "commits"
 HEADS = "heads"
 
+# Neither does a link lead elsewhere nor a pipe hold us up.
+_READ_FLAGS = (
+    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 SHARD_NAME = re.compile(r"(train|val|test)-\d{5,9}")
 FILE_NAME = re.compile(r"(train|val|test)-\d{5,9}-[0-9a-f]{16}\.h5")
@@ -83,13 +90,26 @@ def read_regular(path: Path, limit: int) -> bytes:
 
     Raises:
         DamagedError: it is no regular file or larger than the limit.
+        CacheError: it may not be read, or the disk fails.
+        FileNotFoundError, NotADirectoryError: there is no such file.
     """
-    facts = path.lstat()
-    if not stat.S_ISREG(facts.st_mode):
-        raise _damaged(path, "it is not a regular file")
-    if facts.st_size > limit:
-        raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
-    return path.read_bytes()
+    try:
+        descriptor = os.open(path, _READ_FLAGS)
+        with open(descriptor, "rb", buffering=0) as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise _damaged(path, "it is not a regular file")
+            if facts.st_size > limit:
+                raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _damaged(path, "it is not a regular file") from error
+        raise CacheError(
+            f"Cannot read {path}: {error.strerror or error}.", "Check its permissions and the disk."
+        ) from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -142,11 +162,14 @@ def read_commit(path: Path) -> Commit:
     """
     record = read(path)
     record.pop("format")
+    if field := expected.wrong(record, expected.COMMIT):
+        raise _damaged(path, f"its field {field!r} is missing or malformed")
     try:
-        record["bad"] = tuple((int(row), str(reason)) for row, reason in record["bad"])
-        commit = Commit(**record)
-    except (KeyError, TypeError, ValueError) as error:
+        commit = Commit(**{**record, "bad": tuple((row, reason) for row, reason in record["bad"])})
+    except TypeError as error:
         raise _damaged(path, f"it is no commit record ({error})") from error
+    if any(not commit.first <= row <= commit.last for row, _ in commit.bad):
+        raise _damaged(path, "it names bad rows of other shards")
     if commit.shard != path.stem or not SHARD_NAME.fullmatch(commit.shard):
         raise _damaged(path, f"it speaks of shard {commit.shard!r}")
     if commit.file != f"{commit.shard}-{commit.xxh3_128[:16]}.h5" or not FILE_NAME.fullmatch(commit.file):
@@ -187,12 +210,10 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         raise CacheError(
             f"No cache in {folder}: {RECIPE} is missing.", "featcache ls lists the caches."
         ) from error
-    try:
-        expected = cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"])
-        if record["key"] != expected:
-            raise _damaged(path, "its key is not that of its recipe and data set")
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, f"a field is missing ({error})") from error
+    if field := expected.wrong(record, expected.RECIPE):
+        raise _damaged(path, f"its field {field!r} is missing or malformed")
+    if record["key"] != cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"]):
+        raise _damaged(path, "its key is not that of its recipe and data set")
     return record
 
 
@@ -202,10 +223,14 @@ def read_seal(folder: Path) -> dict[str, Any] | None:
     Raises:
         DamagedError: the seal is damaged.
     """
+    path = folder / SEAL
     try:
-        return read(folder / SEAL)
+        seal = read(path)
     except FileNotFoundError:
         return None
+    if field := expected.wrong(seal, expected.SEAL):
+        raise _damaged(path, f"its field {field!r} is missing or malformed")
+    return seal
 
 
 def check_sealed(folder: Path, key: str) -> dict[str, Any] | None:
@@ -238,6 +263,8 @@ def check_size(folder: Path, commit: Commit) -> Path:
         facts = path.lstat()
     except FileNotFoundError:
         raise _damaged(path, "the shard is missing") from None
+    except OSError as error:
+        raise _damaged(path, f"it cannot be looked at ({error.strerror})") from error
     if not stat.S_ISREG(facts.st_mode) or facts.st_size != commit.size:
         raise _damaged(path, f"it has {facts.st_size} bytes, {commit.size} were committed")
     return path

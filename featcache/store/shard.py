@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ from featcache.store.plan import PAGE
 
 OK, BAD = 0, 1  # the status codes of a row
 FEATURES = "features"
+_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -52,9 +55,10 @@ def build(
         status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
     """
     # The core driver with no backing store never touches the disk, where HDF5 can die by a signal when
-    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x.
+    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x. Files in memory
+    # share one space of names in a process, and several threads may each build one.
     with h5py.File(
-        "shard",
+        f"shard-{next(_numbers)}",
         "w",
         driver="core",
         backing_store=False,
@@ -77,20 +81,24 @@ def hash_of(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-_verified: dict[tuple[str, int, int, int], str] = {}
+_SETTLED_NS = 2_000_000_000  # a file changed twice within the clock's grain keeps its times
+_verified: dict[tuple[str, int, int, int, int, int], str] = {}
 
 
 def hash_of_file(path: Path) -> str:
-    """Return the xxh3-128 of a file; remembered in this process by size, modification time and inode."""
+    """Return the xxh3-128 of a file; remembered in this process by size, times, inode once it is at rest."""
     facts = path.stat()
-    key = (str(path), facts.st_size, facts.st_mtime_ns, facts.st_ino)
-    if key not in _verified:
-        digest = xxhash.xxh3_128()
-        with open(path, "rb", buffering=0) as file:
-            while piece := file.read(8 << 20):
-                digest.update(piece)
+    times = (facts.st_mtime_ns, facts.st_ctime_ns)
+    key = (str(path), facts.st_size, *times, facts.st_ino, facts.st_dev)
+    if key in _verified:
+        return _verified[key]
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(8 << 20):
+            digest.update(piece)
+    if max(times) < time.time_ns() - _SETTLED_NS:
         _verified[key] = digest.hexdigest()
-    return _verified[key]
+    return digest.hexdigest()
 
 
 def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dict[str, Block]:
@@ -118,7 +126,7 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
         with h5py.File(path, "r", locking=False) as file:
             _check_names(file, expected, path)
             found = {name: _block(file, name, path, size, *spec) for name, spec in expected.items()}
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, f"it is no shard ({error})") from error
     return found
 

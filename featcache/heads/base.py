@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -51,6 +51,7 @@ class Task:
     X_val: Matrix | None = None
     y_val: Codes | None = None
     notes: tuple[str, ...] = ()
+    copies: dict[str, Any] = field(default_factory=dict)  # of the tables, by device; made when needed
 
 
 class Head(ClassifierMixin, BaseEstimator, ABC):
@@ -205,19 +206,26 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         if len(self.classes_) < 2:
             only = ", ".join(map(repr, self.classes_.tolist()))
             raise HeadError(f"A head needs rows of at least two classes, y holds 1 class: {only}.")
-        columns = moments(rows)
+        copies: dict[str, Any] = {}
+        columns = self._measured(rows, copies)
         if X_val is None and y_val is None:
-            return Task(rows, codes.astype(np.int64), columns)
+            return Task(rows, codes.astype(np.int64), columns, copies=copies)
         if X_val is None or y_val is None:
             raise HeadError("X_val and y_val go together: one was given without the other.")
         val_rows, val_labels = self._validated(X=X_val, y=y_val, reset=False)
-        for part in row_blocks(len(val_rows), val_rows.shape[1]):
-            check_finite(val_rows[part], part.start, "X_val")
+        self._check_finite(val_rows, "X_val", copies)
         val_codes = encoded(val_labels, self.classes_)
         notes = strangers_note(val_labels, val_codes)
         if (val_codes == UNKNOWN).all():
-            return Task(rows, codes.astype(np.int64), columns, notes=notes)
-        return Task(rows, codes.astype(np.int64), columns, val_rows, val_codes, notes)
+            return Task(rows, codes.astype(np.int64), columns, notes=notes, copies=copies)
+        return Task(rows, codes.astype(np.int64), columns, val_rows, val_codes, notes, copies)
+
+    def _measured(self, X: Matrix, copies: dict[str, Any]) -> Moments:
+        return moments(X)
+
+    def _check_finite(self, X: Matrix, name: str, copies: dict[str, Any]) -> None:
+        for part in row_blocks(len(X), X.shape[1]):
+            check_finite(X[part], part.start, name)
 
     def _validated(self, **data: Any) -> Any:
         """Return the arrays as scikit-learn checks them, save for NaN, which is looked for block by block."""

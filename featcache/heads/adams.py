@@ -61,7 +61,9 @@ class FlatAdams:
         self._work = torch.empty_like(self._flat)
         self._rate = self._of_each([rule.lr for rule in self.rules])
         self._penalty = self._of_each([0.0 if rule.decoupled else rule.decay for rule in self.rules])
-        self._kept = self._of_each([1 - rule.lr * rule.decay if rule.decoupled else 1.0 for rule in self.rules])
+        self._kept = self._of_each(
+            [1 - rule.lr * rule.decay if rule.decoupled else 1.0 for rule in self.rules]
+        )
         self._penalised = any(rule.decay and not rule.decoupled for rule in self.rules)
         self._decays = any(rule.decay and rule.decoupled for rule in self.rules)
 

@@ -106,7 +106,7 @@ def narrow(options: argparse.Namespace) -> None:
         )
         for size, seeds in ((256, 1), (64, 1), (256, 5)):
             shared = {"batch_size": size, "epochs": options.epochs, "compute_precision": precision}
-            name = f"{options.heads} heads × {options.narrow}, {options.epochs} epochs, batch {size}, {seeds} seeds, {precision}"
+            name = f"{options.heads} heads × {options.narrow}, batch {size}, {seeds} seeds, {precision}"
             timed(name, many(data, options.heads, seeds, **shared), 2)
 
 

@@ -47,7 +47,7 @@ class Selection:
     @property
     def nbytes(self) -> int:
         """The bytes of the rows."""
-        return len(self.index) * self._row_bytes
+        return len(self) * int(self._row_bytes)
 
     def __getitem__(self, rows: slice) -> NDArray[Any]:
         """Return some of the rows (n, D): a view where they are a run of the base, else a copy."""
@@ -58,7 +58,7 @@ class Selection:
         self.has_read(len(found), scattered=self.run is None)
         return found
 
-    def __array__(self, dtype: DTypeLike = None, copy: bool | None = None) -> NDArray[Any]:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         whole = self.base[self.run] if self.run is not None else self.base[self.index]
         return np.array(whole, dtype=dtype) if copy else np.asarray(whole, dtype=dtype)
 

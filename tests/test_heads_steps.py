@@ -194,10 +194,10 @@ def test_a_table_is_the_same_in_every_place(
 def test_moments_of_hard_columns() -> None:
     """Constant ones are exactly constant, and a large mean costs no digits."""
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(500, 4))
+    X: Any = rng.normal(size=(500, 4))
     X[:, 1], X[:, 2] = 1.1, 1000 + X[:, 2]
     for dtype, tolerance in ((np.float16, 1e-6), (np.float32, 1e-12), (np.float64, 1e-12)):
-        rows = X.astype(dtype)
+        rows: Any = X.astype(dtype)
         ours, theirs = measured(Shared(rows)), moments(rows)
         assert ours.variance[1] == 0 and ours.scale[1] == 1
         assert np.allclose(ours.variance, theirs.variance, rtol=tolerance)

@@ -1,4 +1,4 @@
-"""The products of a table's rows with the weights of first layers, the bulk of every step, in one precision."""
+"""Products of a table's rows with the weights of first layers: the bulk of every step, in one precision."""
 
 from __future__ import annotations
 

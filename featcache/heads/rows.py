@@ -62,7 +62,7 @@ class Rows:
         self._at.copy_(self._start)
 
     def next(self) -> tuple[Tensor, Tensor]:
-        """Return the next whole batch; all is done on the device, between tensors that stay where they are."""
+        """Return the next whole batch: all work is the device's, on tensors that stay where they are."""
         index = self._order.index_select(0, self._at)
         self._at += self.size
         torch.index_select(self.classes, 0, index, out=self._own)

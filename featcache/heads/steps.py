@@ -65,8 +65,9 @@ class Steps:
             masks.look_ahead(whole, rows.size, self._number.zero_())
         done = 0
         if self._repeat is None:
-            for done in range(1, _WARM + 1):
+            for _ in range(_WARM):
                 self._step()
+            done = _WARM
             self._recorded_total = self._total
             self._repeat = record(self._step)
         else:

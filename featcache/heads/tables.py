@@ -1,4 +1,4 @@
-"""Tables where a network trains: on the CPU the very memory of the table, on a GPU a copy or a stream of it."""
+"""Tables where a network trains: on the CPU their own memory, on a GPU a copy or a stream of them."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Shared:
 
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""
-        for part in row_blocks(*self.shape, values):
+        for part in row_blocks(self.shape[0], self.shape[1], values):
             if self._index is None:
                 yield part, self.table[part]
             else:
@@ -86,7 +86,7 @@ class Held:
 
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""
-        for part in row_blocks(*self.shape, values):
+        for part in row_blocks(self.shape[0], self.shape[1], values):
             yield part, self.table[part]
 
 
@@ -114,7 +114,7 @@ class Streamed:
         """Yield the rows in order on the device, about so many values at once, and which they are."""
         most = _STAGED // self.dtype.itemsize
         out: Tensor | None = None
-        for part in row_blocks(*self.shape, min(values, most)):
+        for part in row_blocks(self.shape[0], self.shape[1], min(values, most)):
             count = part.stop - part.start
             if out is None:
                 out = torch.empty((count, self.shape[1]), dtype=self.dtype, device=self.device)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-_AROUND = 1 << 16  # bytes that Linux maps around a page that is missed (fault_around_bytes)
+_AROUND = 1 << 21  # bytes that Linux maps at most for one that is missed: a huge page
 
 
 class Selection:
@@ -28,8 +29,8 @@ class Selection:
         run = len(index) > 0 and int(index[-1]) - int(index[0]) + 1 == len(index)
         self.run = slice(int(index[0]), int(index[-1]) + 1) if run else None
         self._row_bytes = base.dtype.itemsize * base.shape[1]
-        self._resident = 0
-        self._gives_back = budget is not None and budget < self.nbytes and is_mapped_file(base)
+        self._gives_back = budget is not None and budget < base.nbytes and is_mapped_file(base)
+        self._floor = resident_file_bytes() if self._gives_back else 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -53,27 +54,39 @@ class Selection:
         """Return some of the rows (n, D): a view where they are a run of the base, else a copy."""
         if self.run is not None:
             found = self.base[self.run][rows]
-        else:
-            found = self.base[self.index[rows]]
-        self.has_read(len(found), scattered=self.run is None)
-        return found
+            self.has_read()
+            return found
+        index = self.index[rows]
+        copy = np.empty((len(index), self.base.shape[1]), dtype=self.base.dtype)
+        for part in self.parts(len(index)):
+            np.take(self.base, index[part], axis=0, out=copy[part], mode="clip")  # raise would take a buffer
+            self.has_read()
+        return copy
+
+    def parts(self, rows: int) -> Iterator[slice]:
+        """Yield slices of so many scattered rows; `has_read` should be told after each."""
+        step = rows
+        if self._gives_back and self.budget is not None:
+            step = max(1, self.budget // 4 // (self._row_bytes + _AROUND))
+        for start in range(0, rows, max(1, step)):
+            yield slice(start, min(start + step, rows))
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         whole = self.base[self.run] if self.run is not None else self.base[self.index]
         return np.array(whole, dtype=dtype) if copy else np.asarray(whole, dtype=dtype)
 
-    def has_read(self, rows: int, scattered: bool = True) -> None:
-        """Take note that so many rows were read; let the pages go where that makes too many.
+    def has_read(self) -> None:
+        """Take note that rows were read; let the pages go where they are too many by now.
 
-        Half the budget may be resident before, so that the other half is left for what was just read. A
-        row on its own brings its surroundings along.
+        How many they are is asked of the system: a row brings its surroundings along, up to a huge page.
+        Half the budget may be resident before, so that the other half is left for what was just read.
         """
         if not self._gives_back or self.budget is None:
             return
-        self._resident += rows * (self._row_bytes + (2 * _AROUND if scattered else 0))
-        if self._resident > self.budget // 2:
+        resident = resident_file_bytes()
+        if resident - self._floor > self.budget // 2:
             let_go(self.base)
-            self._resident = 0
+            self._floor = resident_file_bytes()
 
 
 def let_go(array: NDArray[Any]) -> None:
@@ -86,6 +99,12 @@ def let_go(array: NDArray[Any]) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
         libc.madvise(start, size, mmap.MADV_DONTNEED)
+
+
+def resident_file_bytes() -> int:
+    """Return how much of files is mapped and in this process' memory, as Linux counts."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[2]) * mmap.PAGESIZE
 
 
 def is_mapped_file(array: NDArray[Any]) -> bool:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,7 @@ from sklearn.datasets import load_digits
 from featcache.errors import HeadError
 from featcache.heads.adams import Adams, FlatAdams
 from featcache.heads.batched import check_data, fit_together
+from featcache.heads.catalogue import create
 from featcache.heads.masks import Masks
 from featcache.heads.measuring import check_all_finite, measured
 from featcache.heads.network import Network, Rule
@@ -24,7 +29,7 @@ from featcache.heads.scaling import moments
 from featcache.heads.stack import Stack
 from featcache.heads.steps import Step
 from featcache.heads.tables import Shared, Streamed
-from featcache.selection import Selection
+from featcache.selection import Selection, is_mapped_file
 from tests.kit_heads import same
 
 CPU = torch.device("cpu")
@@ -286,3 +291,94 @@ def test_a_stack_of_two_groups_has_the_gradients_of_its_networks() -> None:
             assert losses[head].item() == pytest.approx(loss.item(), rel=1e-5)
             for ours, theirs in zip(stack.gradients, networks[group].gradients, strict=True):
                 assert torch.allclose(ours[head], theirs, atol=1e-6)
+
+
+MEMORY = """
+import sys, numpy as np
+from featcache.heads.base import probabilities_of
+from featcache.heads.neural import LinearHead
+from featcache.selection import Selection
+
+def kilobytes(name):
+    lines = open("/proc/self/status").read().splitlines()
+    return int(next(line.split()[1] for line in lines if line.startswith(name)))
+
+path, rows, budget = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) or None
+table = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, 4096))
+chosen = np.random.default_rng(0).permutation(rows)
+cut = rows * 4 // 5
+train, val = Selection(table, np.sort(chosen[:cut]), budget), Selection(table, np.sort(chosen[cut:]), budget)
+y = np.arange(rows) % 3
+few = LinearHead(epochs=1, device="cpu").fit(np.asarray(train[:300]), y[:300])  # libraries are loaded by now
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before = kilobytes("VmRSS")
+head = LinearHead(epochs=2, device="cpu").fit(train, y[: len(train)], val, y[len(train) :])
+probabilities_of([head], val)
+print(1024 * (kilobytes("VmHWM") - before), head.coefs_[0].tobytes().hex()[:64], float(head.coefs_[0].sum()))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peaks are read from /proc")
+def test_a_table_three_times_the_budget_trains_the_same_head_in_it(tmp_path: Path) -> None:
+    rows, size = 24_000, 24_000 * 4096 * 2
+    values = np.random.default_rng(0).integers(0, 0x3C00, (rows // 12, 4096), dtype=np.uint16)
+    (tmp_path / "table").write_bytes(np.tile(values, (12, 1)).tobytes())
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", MEMORY, str(tmp_path / "table"), str(rows), str(budget)],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
+        for budget in (0, size // 3)
+    ]
+    (tmp_path / "table").unlink()
+    for each in found:
+        assert each.returncode == 0, each.stderr
+    (whole, *coefs), (part, *same_coefs) = (each.stdout.split() for each in found)
+    assert coefs == same_coefs, "bit for bit"
+    blocks = 72 << 20  # what is standardised at once, and the sums of columns
+    assert size * 0.8 < int(whole) < size * 1.25 + blocks, "it holds the table once"
+    assert int(part) < size // 3 + blocks
+
+
+def test_what_is_no_map_of_a_file_is_never_let_go(tmp_path: Path) -> None:
+    """Its contents would be lost."""
+    values = np.arange(40_000, dtype=np.float32).reshape(4, 10_000)
+    values.tofile(tmp_path / "table")
+    mapped = np.memmap(tmp_path / "table", dtype=np.float32, mode="r", shape=(4, 10_000))
+    assert is_mapped_file(mapped) and is_mapped_file(mapped[1:3])
+    with mmap.mmap(-1, values.nbytes) as anonymous:
+        anonymous.write(values.tobytes())
+        array = np.frombuffer(anonymous, np.float32).reshape(4, 10_000)
+        for memory in (values, array, np.memmap(tmp_path / "table", np.float32, "c", shape=(4, 10_000))):
+            assert not is_mapped_file(memory)
+            chosen = Selection(memory, np.arange(4), 1)
+            assert np.array_equal(chosen[0:4], values) and np.array_equal(memory, values)
+        del array, memory, chosen
+    chosen = Selection(mapped, np.array([0, 3]), 1)
+    assert np.array_equal(chosen[:], values[[0, 3]]) and np.array_equal(mapped, values)
+
+
+def test_a_selection_is_the_array_it_stands_for(digits: Any) -> None:
+    X, y, X_val, y_val = digits
+    both = np.concatenate([X, X_val])
+    order = np.random.default_rng(0).permutation(len(both))
+    mixed = np.empty_like(both)
+    mixed[order] = both
+    index = [np.sort(order[:600]), np.sort(order[600:])]
+    labels = np.empty(len(both), np.int64)
+    labels[order] = np.concatenate([y, y_val])
+    for kind in (lambda: MLPHead(epochs=2), lambda: create("ridge")):
+        plain = kind().fit(mixed[index[0]], labels[index[0]], mixed[index[1]], labels[index[1]])
+        head = kind().fit(
+            Selection(mixed, index[0]), labels[index[0]], Selection(mixed, index[1]), labels[index[1]]
+        )
+        assert same(head, plain)
+        assert np.array_equal(
+            head.predict_proba(Selection(mixed, index[1])), head.predict_proba(mixed[index[1]])
+        )
+        with pytest.raises(HeadError, match="expecting 64 features"):
+            head.predict(Selection(mixed[:, :60], index[1]))
+        with pytest.raises(HeadError, match="inconsistent numbers of samples"):
+            kind().fit(Selection(mixed, index[0]), labels)

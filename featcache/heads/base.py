@@ -20,6 +20,7 @@ from featcache.heads.labels import UNKNOWN, check_known, encoded, strangers_note
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
 from featcache.metrics import expected_calibration_error
+from featcache.selection import Selection
 
 Codes = NDArray[np.int64]
 STANDARDIZE = choice("standardise columns with the training rows' mean and deviation", "auto", "yes", "no")
@@ -42,7 +43,8 @@ class Task:
     """What a head is fitted to: rows (N, D), class codes (N,), and the same for validation where given.
 
     A validation row's code may be `UNKNOWN`: it counts as an error in an accuracy and not at all in a loss.
-    There is at least one that is not. `notes` are what a user should know about the data.
+    There is at least one that is not. `notes` are what a user should know about the data. The rows of a
+    head that is BLOCKWISE may be a `Selection`.
     """
 
     X: Matrix
@@ -67,6 +69,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     KIND: ClassVar[str]
     OPTIONS: ClassVar[Mapping[str, Option]]
     STANDARDIZES: ClassVar[bool] = True  # what standardize="auto" means for this kind
+    BLOCKWISE: ClassVar[bool] = False  # fits on a Selection; others on a copy of its rows
     ATTRIBUTES: ClassVar[Mapping[str, type]] = {}  # fitted plain values that are saved
 
     standardize: str
@@ -228,7 +231,14 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
             check_finite(X[part], part.start, name)
 
     def _validated(self, **data: Any) -> Any:
-        """Return the arrays as scikit-learn checks them, save for NaN, which is looked for block by block."""
+        """Return the arrays as scikit-learn checks them, save for NaN, which is looked for block by block.
+
+        A `Selection` comes back as it is where the head reads rows block by block: to predict all do.
+        """
+        X = data["X"]
+        whole = isinstance(X, Selection) and X.dtype in _DTYPES and (self.BLOCKWISE or "y" not in data)
+        if isinstance(X, Selection):
+            data["X"] = np.broadcast_to(X[:1], X.shape) if whole else np.asarray(X)
         try:
             checked = validate_data(self, dtype=_DTYPES, ensure_all_finite=False, **data)
             if "y" in data:
@@ -237,6 +247,8 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
             raise
         except ValueError as error:
             raise HeadError(str(error)) from error
+        if whole:
+            return (X, checked[1]) if "y" in data else X
         return checked
 
     def _scores(self, X: ArrayLike) -> Matrix:

@@ -62,6 +62,7 @@ class NetworkHead(ScoredHead):
     """
 
     ATTRIBUTES: ClassVar = {"history_": list, "n_epochs_": int, "best_epoch_": int}
+    BLOCKWISE: ClassVar = True
 
     coefs_: list[NDArray[np.float32]]
     intercepts_: list[NDArray[np.float32]]

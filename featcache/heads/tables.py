@@ -55,19 +55,20 @@ class Shared:
     def take(self, index: Tensor, out: Tensor) -> None:
         """Copy the rows of an index (n,) to out (n, D) of the table's type."""
         chosen = index if self._index is None else self._index[index]
-        torch.index_select(self.table, 0, chosen, out=out)
-        if self._selection is not None:
-            self._selection.has_read(len(index))
+        if self._selection is None:
+            torch.index_select(self.table, 0, chosen, out=out)
+            return
+        for part in self._selection.parts(len(index)):
+            torch.index_select(self.table, 0, chosen[part], out=out[part])
+            self._selection.has_read()
 
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""
         for part in row_blocks(self.shape[0], self.shape[1], values):
-            if self._index is None:
+            if self._selection is None:
                 yield part, self.table[part]
             else:
-                yield part, self.table[self._index[part]]
-            if self._selection is not None:
-                self._selection.has_read(part.stop - part.start, scattered=self._index is not None)
+                yield part, shared_tensor(self._selection[part])
 
 
 class Held:

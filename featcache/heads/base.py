@@ -11,20 +11,18 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.heads.calibration import Calibration, best_temperature, tempered
+from featcache.heads.checking import validated
 from featcache.heads.labels import UNKNOWN, check_known, encoded, strangers_note
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
 from featcache.metrics import expected_calibration_error
-from featcache.selection import Selection
 
 Codes = NDArray[np.int64]
 STANDARDIZE = choice("standardise columns with the training rows' mean and deviation", "auto", "yes", "no")
-_DTYPES = [np.float32, np.float64, np.float16]  # kept as they are; anything else becomes the first
 
 
 @dataclass(frozen=True)
@@ -231,25 +229,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
             check_finite(X[part], part.start, name)
 
     def _validated(self, **data: Any) -> Any:
-        """Return the arrays as scikit-learn checks them, save for NaN, which is looked for block by block.
-
-        A `Selection` comes back as it is where the head reads rows block by block: to predict all do.
-        """
-        X = data["X"]
-        whole = isinstance(X, Selection) and X.dtype in _DTYPES and (self.BLOCKWISE or "y" not in data)
-        if isinstance(X, Selection):
-            data["X"] = np.broadcast_to(X[:1], X.shape) if whole else np.asarray(X)
-        try:
-            checked = validate_data(self, dtype=_DTYPES, ensure_all_finite=False, **data)
-            if "y" in data:
-                check_classification_targets(checked[1])
-        except HeadError:
-            raise
-        except ValueError as error:
-            raise HeadError(str(error)) from error
-        if whole:
-            return (X, checked[1]) if "y" in data else X
-        return checked
+        return validated(self, self.BLOCKWISE or "y" not in data, data)
 
     def _scores(self, X: ArrayLike) -> Matrix:
         return _scores_of([self], X)[0]

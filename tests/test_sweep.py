@@ -196,7 +196,7 @@ def test_other_kinds_are_trained_one_by_one(cache: Cache, kind: str, text: str) 
 
 def test_without_a_grid_there_is_one_configuration(cache: Cache) -> None:
     swept = sweep(cache, Sweep(Training("linear", QUICK), {}, seeds=3))
-    assert len(swept.configurations) == 1 and swept.together == 2
+    assert len(swept.configurations) == 1 and swept.together == 3
     assert swept.configurations[0].deviation("val", "accuracy") is not None
 
 

@@ -267,7 +267,7 @@ def test_a_stack_is_its_networks(hidden: list[int], rate: float, count: int, row
     state = generator.get_state()
     with torch.no_grad():
         losses = stack.gradient_step((x, y))
-        scores = torch.cat([part for _, part in stack.scores(x)], dim=1)
+        scores = torch.cat([part for _, part in stack.scores(x)], dim=2).transpose(1, 2)
         for head in range(count):
             generator.set_state(state)
             network.parameters = [value[head] for value in stack.parameters]
@@ -285,8 +285,8 @@ def test_scores_come_in_parts_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -
     (whole,) = [scores for _, scores in stack.scores(x)]
     monkeypatch.setattr("featcache.heads.stack._SCORED", 3 * 5 * 7)
     parts = list(stack.scores(x))
-    assert [scores.shape[1] for _, scores in parts] == [7, 7, 7, 7, 7, 5]
-    assert torch.allclose(torch.cat([scores for _, scores in parts], dim=1), whole, atol=1e-6)
+    assert [scores.shape[2] for _, scores in parts] == [7, 7, 7, 7, 7, 5]
+    assert torch.allclose(torch.cat([scores for _, scores in parts], dim=2), whole, atol=1e-6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")

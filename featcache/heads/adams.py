@@ -14,31 +14,41 @@ from featcache.heads.network import BETAS, EPS, Rule, fused
 class Adams:
     """Adam's state for stacked parameters (K, …), and steps by each head's own rule.
 
-    Heads of equal rules that stand next to each other are one fused step.
+    The first of the parameters, by far the largest, is a fused step for heads of equal rules that stand
+    next to each other; the others are `FlatAdams`'. `parameters` must be used from now on.
     """
 
     def __init__(self, parameters: Sequence[Tensor], rules: Sequence[Rule]) -> None:
-        self.first = [torch.zeros_like(value) for value in parameters]
-        self.second = [torch.zeros_like(value) for value in parameters]
-        self.count = torch.zeros((), device=parameters[0].device)
-        self.rules = list(rules)
+        self._first = torch.zeros_like(parameters[0])
+        self._second = torch.zeros_like(parameters[0])
+        self._count = torch.zeros((), device=self._first.device)
+        self._rest = FlatAdams(parameters[1:], rules)
+        self._take(parameters[0], rules)
+
+    def _take(self, weight: Tensor, rules: Sequence[Rule]) -> None:
+        groups = [(rule, len(list(same))) for rule, same in groupby(rules)]
+        self._sizes = [size for _, size in groups]
+        split = [value.split(self._sizes) for value in (weight, self._first, self._second)]
+        self._groups = list(zip([rule for rule, _ in groups], *split, strict=True))
+        self.parameters = [weight, *self._rest.parameters]
 
     def keep(self, heads: Sequence[int]) -> None:
         """Go on with these heads alone, numbered anew in the order given."""
-        index = torch.tensor(heads, dtype=torch.int64, device=self.count.device)
-        self.first = [value.index_select(0, index) for value in self.first]
-        self.second = [value.index_select(0, index) for value in self.second]
-        self.rules = [self.rules[head] for head in heads]
+        index = torch.tensor(heads, dtype=torch.int64, device=self._count.device)
+        weight, self._first, self._second = (
+            value.index_select(0, index) for value in (self.parameters[0], self._first, self._second)
+        )
+        self._rest.keep(heads)
+        self._take(weight, self._rest.rules)
 
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Change all heads' parameters (K, …) by one step."""
-        self.count += 1
-        groups = [(rule, len(list(same))) for rule, same in groupby(self.rules)]
-        sizes = [size for _, size in groups]
-        values = (parameters, gradients, self.first, self.second)
-        split = [zip(*(value.split(sizes) for value in each), strict=True) for each in values]
-        for (rule, _), own, gradient, first, second in zip(groups, *split, strict=True):
-            fused(rule, own, gradient, first, second, [self.count] * len(own))
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Change all heads' parameters by one step."""
+        self._count += 1
+        for (rule, own, first, second), gradient in zip(
+            self._groups, gradients[0].split(self._sizes), strict=True
+        ):
+            fused(rule, [own], [gradient], [first], [second], [self._count])
+        self._rest.step(gradients[1:])
 
 
 class FlatAdams:
@@ -88,8 +98,8 @@ class FlatAdams:
         self._take(kept[0])
         self._first, self._second = (torch.cat([value.flatten() for value in each]) for each in kept[1:])
 
-    def step(self, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-        """Change all heads' parameters, which must be the views of here, by one step."""
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Change all heads' parameters by one step."""
         self.count += 1
         gradient = torch.cat([value.flatten() for value in gradients])
         if self._penalised:

@@ -136,11 +136,10 @@ class _Batch:
 
     def _optimiser(self, rules: Sequence[Rule]) -> Adams | FlatAdams:
         parameters = self.stack.parameters
-        if self.device.type == "cpu" or sum(value[0].numel() for value in parameters) > _FLAT:
-            return Adams(parameters, rules)
-        flat = FlatAdams(parameters, rules)
-        self.stack.parameters = flat.parameters
-        return flat
+        wide = self.device.type == "cpu" or parameters[0][0].numel() > _FLAT
+        optimiser = Adams(parameters, rules) if wide else FlatAdams(parameters, rules)
+        self.stack.parameters = optimiser.parameters
+        return optimiser
 
     def _begin(self) -> None:
         self.stack.learned()
@@ -148,7 +147,7 @@ class _Batch:
 
     def _learn(self, batches: Sequence[Batch]) -> Tensor:
         losses = self.stack.gradient_step(*batches)
-        self.optimiser.step(self.stack.parameters, self.stack.gradients)
+        self.optimiser.step(self.stack.gradients)
         self.stack.learned()
         return losses
 
@@ -194,8 +193,7 @@ class _Batch:
         self.rows = [self.rows[group] for group in left]
         self.generators = [self.generators[group] for group in left]
         self.optimiser.keep(stay)
-        if isinstance(self.optimiser, FlatAdams):
-            self.stack.parameters = self.optimiser.parameters
+        self.stack.parameters = self.optimiser.parameters
         self._begin()
 
     def _train(self) -> list[float]:
@@ -211,11 +209,11 @@ class _Batch:
         totals = torch.zeros((2, len(self.alive)), dtype=torch.float64, device=self.device)
         for rows, classes in self.val.blocks():
             for part, scores in self.stack.scores(rows):
-                true = classes[part][None, :, None].expand(len(scores), -1, 1)
-                own = torch.log_softmax(scores, dim=2).gather(2, true.clamp(min=0))
+                true = classes[part][None, None].expand(len(scores), 1, -1)
+                own = torch.log_softmax(scores, dim=1).gather(1, true.clamp(min=0))
                 own = own.masked_fill(true == UNKNOWN, 0.0)
                 totals[0] -= own.sum(dim=(1, 2), dtype=torch.float64)
-                totals[1] += (scores.argmax(dim=2) == classes[part]).sum(dim=1)
+                totals[1] += (scores.argmax(dim=1) == classes[part]).sum(dim=1)
         rows_of = len(self.val)
         return [
             {"val_loss": loss / self.known, "val_accuracy": correct / rows_of}

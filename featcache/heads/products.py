@@ -28,24 +28,41 @@ class Products:
 
     def outputs(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Return rows (n, D) times the weight, as it was `learned`, plus the bias (H,): float32 (n, H)."""
-        if self._half is not None:
-            return _halves(rows, self._half.t()).add_(bias)
-        return outputs(rows, weight, bias)
+        if self._half is None:
+            return outputs(rows, weight, bias)
+        return _halves(rows, self._half.t()).add_(bias)
+
+    def turned_outputs(self, rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """Return the outputs as (H, n)."""
+        if self._half is None:
+            return turned_outputs(rows, weight, bias)
+        return _halves(self._half, rows.t()).add_(bias[:, None])
 
     def gradient(self, delta: Tensor, rows: Tensor) -> Tensor:
         """Return the weight's gradient, float32 (H, D), of delta (n, H) at the outputs of rows (n, D)."""
+        return self.turned_gradient(delta.t(), rows)
+
+    def turned_gradient(self, delta: Tensor, rows: Tensor) -> Tensor:
+        """Return the gradient of delta (H, n) at the outputs."""
         if self._half is not None:
-            return _halves(delta.to(rows.dtype).t(), rows)
-        if _large_on_cpu(rows, delta.shape[1]):
-            return _linear(delta.t().contiguous(), rows.t(), None)
-        return torch.mm(delta.t(), rows)
+            return _halves(delta.to(rows.dtype), rows)
+        if _large_on_cpu(rows, len(delta)):
+            return _linear(delta.contiguous(), rows.t(), None)
+        return torch.mm(delta, rows)
 
 
 def outputs(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Return float32 rows (n, D) times a weight (H, D) plus a bias (H,)."""
+    """Return float32 rows (n, D) times a weight (H, D) plus a bias (H,), as (n, H)."""
     if _large_on_cpu(rows, len(weight)):
         return _linear(rows, weight, bias)
     return torch.addmm(bias, rows, weight.t())
+
+
+def turned_outputs(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Return the same as (H, n)."""
+    if _large_on_cpu(rows, len(weight)):
+        return _linear(weight, rows, None).add_(bias[:, None])
+    return torch.addmm(bias[:, None], weight, rows.t())
 
 
 def _halves(a: Tensor, b: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featcache.heads.masks import Masks
 from featcache.heads.network import Network, through
-from featcache.heads.products import Products, outputs
+from featcache.heads.products import Products, turned_outputs
 
 _SCORED = 1 << 22  # hidden values that are computed on together: 16 MiB of float32
 Batch = tuple[Tensor, Tensor]  # rows (n, D) in the type of the products, classes (n,)
@@ -65,31 +65,33 @@ class Stack:
         return left
 
     def scores(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield scores (K, n, C) of consecutive parts of float32 rows (N, D), which rows beside them."""
+        """Yield scores (K, C, n) of consecutive parts of float32 rows (N, D), which rows beside them."""
         step = max(1, _SCORED // (len(self) * max(self.sizes[1:])))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            first = outputs(rows[part], *self._flat(slice(None)))
-            yield part, self._later(_by_head(first, len(self)), dropping=False)[-1]
+            first = turned_outputs(rows[part], *self._flat(slice(None)))
+            yield part, self._later(first.view(len(self), self.sizes[1], -1), dropping=False)[-1]
 
     def gradient_step(self, *batches: Batch) -> Tensor:
         """Fill `gradients` with those of each head's mean cross-entropy; return its sums over rows (K,).
 
-        There is a batch for every group, all of as many rows.
+        There is a batch for every group, all of as many rows. Values are (K, out, n): so the first layers'
+        outputs come out of their product and so their gradients go into theirs.
         """
         values = self._later(self._first(batches), dropping=True)
         size = len(batches[0][1])
-        log_p = torch.log_softmax(values[-1], dim=2)
+        log_p = torch.log_softmax(values[-1], dim=1)
         true = torch.stack([classes for _, classes in batches]) if len(batches) > 1 else batches[0][1][None]
-        true = true.repeat_interleave(self._repeats, dim=0, output_size=len(self))[..., None]
-        loss = log_p.gather(2, true).sum(dim=(1, 2)).neg_()
+        true = true.repeat_interleave(self._repeats, dim=0, output_size=len(self))[:, None]
+        loss = log_p.gather(1, true).sum(dim=(1, 2)).neg_()
         delta = log_p.exp_()
-        delta.scatter_add_(2, true, delta.new_full((1, 1, 1), -1.0).expand_as(true)).div_(size)
+        delta.scatter_add_(1, true, delta.new_full((1, 1, 1), -1.0).expand_as(true)).div_(size)
         for i in range(len(self.sizes) - 2, 0, -1):
-            torch.bmm(delta.transpose(1, 2), values[i - 1], out=self.gradients[2 * i])
-            torch.sum(delta, 1, out=self.gradients[2 * i + 1])
-            delta = through(torch.bmm(delta, self.parameters[2 * i]), values[i - 1], self.dropout[i - 1])
-        torch.sum(delta, 1, out=self.gradients[1])
+            torch.bmm(delta, values[i - 1].transpose(1, 2), out=self.gradients[2 * i])
+            torch.sum(delta, 2, out=self.gradients[2 * i + 1])
+            delta = torch.bmm(self.parameters[2 * i].transpose(1, 2), delta)
+            delta = through(delta, values[i - 1], self.dropout[i - 1])
+        torch.sum(delta, 2, out=self.gradients[1])
         self._first_gradients(batches, delta)
         return loss
 
@@ -99,9 +101,9 @@ class Stack:
             products.learned(self._flat(part)[0])
 
     def _first(self, batches: Sequence[Batch]) -> Tensor:
-        """Return the first layers' outputs (K, n, out)."""
+        """Return the first layers' outputs (K, out, n)."""
         each = [
-            _by_head(products.outputs(rows, *self._flat(part)), count)
+            products.turned_outputs(rows, *self._flat(part)).view(count, self.sizes[1], -1)
             for (rows, _), part, products, count in zip(
                 batches, self.parts, self.products, self.counts, strict=True
             )
@@ -110,26 +112,20 @@ class Stack:
 
     def _first_gradients(self, batches: Sequence[Batch], delta: Tensor) -> None:
         for (rows, _), part, products in zip(batches, self.parts, self.products, strict=True):
-            side_by_side = delta[part].transpose(0, 1).reshape(len(rows), -1)
-            found = products.gradient(side_by_side, rows).view_as(self.gradients[0][part])
+            found = products.turned_gradient(delta[part].flatten(0, 1), rows)
             if len(batches) > 1:
-                self.gradients[0][part] = found
+                self.gradients[0][part] = found.view_as(self.gradients[0][part])
             else:
-                self.gradients[0] = found
+                self.gradients[0] = found.view_as(self.gradients[0])
 
     def _later(self, first: Tensor, dropping: bool) -> list[Tensor]:
-        """Return each layer's outputs (K, n, out), given the first ones'."""
+        """Return each layer's outputs (K, out, n), given the first ones'."""
         values = [first]
         for i in range(1, len(self.sizes) - 1):
             values[-1].relu_()
             for part, masks in zip(self.parts, self.masks, strict=True):
                 if dropping:
-                    masks.hide(values[-1][part], i - 1)
+                    masks.hide(values[-1][part].transpose(1, 2), i - 1)
             weight, bias = self.parameters[2 * i : 2 * i + 2]
-            values.append(torch.baddbmm(bias[:, None], values[-1], weight.transpose(1, 2)))
+            values.append(torch.baddbmm(bias[..., None], weight, values[-1]))
         return values
-
-
-def _by_head(side_by_side: Tensor, count: int) -> Tensor:
-    """Return outputs (n, count · out) as (count, n, out)."""
-    return side_by_side.view(len(side_by_side), count, -1).transpose(0, 1)

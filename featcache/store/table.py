@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featcache.errors import CacheError, OptionError
 from featcache.images.sample import SPLITS
 from featcache.images.splits import validation_split
+from featcache.selection import Selection
 from featcache.store.cache import Cache
 from featcache.store.mapping import one_array
 from featcache.store.plan import Plan
@@ -35,6 +36,7 @@ class Table:
     split: str
     node: str
     plan: Plan = field(repr=False)
+    budget: int | None = None  # bytes of the features that may be in memory; None: as many as there is room
 
     def __len__(self) -> int:
         return len(self.index)
@@ -45,6 +47,11 @@ class Table:
         if len(self.index) and self.index[-1] - self.index[0] + 1 == len(self.index):
             return self.base[self.index[0] : self.index[-1] + 1]
         return self.base[self.index]
+
+    @property
+    def selection(self) -> Selection:
+        """The features without a copy of them: an array (N, D) to all that reads rows block by block."""
+        return Selection(self.base, self.index, self.budget)
 
     @property
     def columns(self) -> int:

@@ -36,6 +36,8 @@ class Whole(nn.Module):
         HeadError: the head is of a kind that is not exported.
     """
 
+    spread: Tensor
+
     def __init__(
         self,
         network: nn.Module,
@@ -62,12 +64,15 @@ class Whole(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities (B, C) of images."""
         rows = self.body(self.pixels(images))[self.node]
-        proba = self.head(rows.to(self.stored).to(torch.float32))
+        proba: Tensor = self.head(rows.to(self.stored).to(torch.float32))
         return proba if self.whole else proba @ self.spread
 
 
 class _Scaled(nn.Module):
     """From uint8 (B, S, S, 3) to normalised float32 (B, 3, S, S)."""
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, preprocess: Preprocess) -> None:
         super().__init__()
@@ -86,6 +91,9 @@ class HeadLayers(nn.Module):
     Raises:
         HeadError: the head is of another kind.
     """
+
+    mean: Tensor
+    scale: Tensor
 
     def __init__(self, head: Head) -> None:
         super().__init__()

@@ -126,7 +126,7 @@ def _mend(path: Path) -> str:
         return "Move it away and run the same featcache extract again: it is made anew, the shards stay."
     if HEADS in path.parts:
         return "Train the head again."
-    folder = path.parent if path.name in (SEAL, PLAN) else path.parent.parent
+    folder = path.parent if path.name in (SEAL, PLAN, SHARDS, COMMITS) else path.parent.parent
     return f"Run: featcache verify {folder.name} --repair."
 
 
@@ -212,6 +212,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         ) from error
     if field := expected.wrong(record, expected.RECIPE):
         raise _damaged(path, f"its field {field!r} is missing or malformed")
+    for name in (SHARDS, COMMITS):
+        if (folder / name).is_symlink():
+            raise _damaged(folder / name, "it is a link to elsewhere")
     if record["key"] != cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"]):
         raise _damaged(path, "its key is not that of its recipe and data set")
     return record

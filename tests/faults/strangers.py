@@ -100,6 +100,18 @@ def _changed(**changes: Any) -> Callable[[h5py.File, Arrays, Path], None]:
     return make
 
 
+def _external(file: h5py.File, arrays: Arrays, outside: Path) -> None:
+    _put(file, arrays, features=None)
+    raw = [(str(outside / "secret"), 0, ROWS * toys.WIDTH * 2)]
+    file.create_dataset("features", (ROWS, toys.WIDTH), np.float16, external=raw)
+
+
+def _enumeration() -> Any:
+    kind = h5py.h5t.enum_create(h5py.h5t.STD_I64LE)
+    kind.enum_insert(b"ape", 0)
+    return kind
+
+
 def _virtual(file: h5py.File, arrays: Arrays, outside: Path) -> None:
     _put(file, arrays, features=None)
     layout = h5py.VirtualLayout((ROWS, toys.WIDTH), np.float16)
@@ -171,12 +183,7 @@ SHARDS: Shards = {
     "soft link": _changed(row=h5py.SoftLink("/label")),
     "soft link to nowhere": _changed(row=h5py.SoftLink("/nowhere")),
     "soft link to itself": _changed(row=h5py.SoftLink("/row")),
-    "external raw data": _features(
-        external=lambda out: [(str(out / "secret"), 0, ROWS * toys.WIDTH * 2)],
-        data=None,
-        shape=(ROWS, toys.WIDTH),
-        dtype=np.float16,
-    ),
+    "external raw data": _external,
     "virtual data set": _virtual,
     "gzip": _features(compression="gzip"),
     "lzf": _features(compression="lzf"),
@@ -199,7 +206,7 @@ SHARDS: Shards = {
     "no dimension": _changed(row=np.int64(3)),
     "null space": _changed(row=h5py.Empty("i8")),
     "compound": _changed(row=np.zeros(ROWS, [("a", "i4"), ("b", "i4")])),
-    "enumeration": _low_level(lambda: h5py.h5t.enum_create(h5py.h5t.STD_I32LE)),
+    "enumeration": _low_level(_enumeration),
     "bit field": _low_level(lambda: h5py.h5t.STD_B64LE),
     "time": _low_level(lambda: h5py.h5t.UNIX_D64LE),
     "opaque": _changed(row=np.zeros(ROWS, "V8")),

@@ -253,7 +253,7 @@ def raw_shards(good: bytes) -> dict[str, bytes]:
 
 def forge(cache: Cache, data: bytes) -> None:
     """Put a file in place of the first shard, with commit record and seal as a stranger would write them."""
-    first = next(iter(cache.commits().values()))
+    first = cache.commits()["train-00000"]
     digest = shard.hash_of(data)
     file = f"{first.shard}-{digest[:16]}.h5"
     forged = records.Commit(**{**first.__dict__, "file": file, "size": len(data), "xxh3_128": digest})
@@ -313,8 +313,8 @@ def plans(cache: Cache, outside: Path) -> dict[str, bytes]:
     return {
         "a pickle in an array": of(label=npy(bomb, allow_pickle=True)),
         "a bare pickle": pickle.dumps(Canary(outside / "ran")),
-        "100 MB of zeros, deflated": of(zipfile.ZIP_DEFLATED, id_bytes=npy(np.zeros(10**8, np.uint8))),
-        "100 MB of zeros, bzip2": of(zipfile.ZIP_BZIP2, id_bytes=npy(np.zeros(10**8, np.uint8))),
+        "30 MB of zeros, deflated": of(zipfile.ZIP_DEFLATED, id_bytes=npy(np.zeros(3 * 10**7, np.uint8))),
+        "30 MB of zeros, bzip2": of(zipfile.ZIP_BZIP2, id_bytes=npy(np.zeros(3 * 10**7, np.uint8))),
         "a header of 2**60 rows": of(
             label=header("{'descr': '<i8', 'fortran_order': False, 'shape': (1152921504606846976,), }")
         ),
@@ -428,14 +428,14 @@ def _png(width: int, height: int, *chunks: bytes) -> bytes:
 
 def images() -> dict[str, bytes]:
     """Return hostile images."""
-    deflated = zlib.compress(bytes(10**8))
+    deflated = zlib.compress(bytes(3 * 10**7))
     return {
         "PNG of 3.6 gigapixels": _png(60_000, 60_000, _chunk(b"IDAT", zlib.compress(b"\0"))),
         "PNG of 2**31 - 1 columns": _png(2**31 - 1, 1, _chunk(b"IDAT", zlib.compress(b"\0"))),
-        "PNG with 100 MB in a text": _png(
+        "PNG with 30 MB in a text": _png(
             4, 4, _chunk(b"zTXt", b"a\0\0" + deflated), _chunk(b"IDAT", zlib.compress(bytes(52)))
         ),
-        "PNG with 100 MB in a profile": _png(4, 4, _chunk(b"iCCP", b"a\0\0" + deflated)),
+        "PNG with 30 MB in a profile": _png(4, 4, _chunk(b"iCCP", b"a\0\0" + deflated)),
         "PNG without pixels": _png(4, 4),
         "PNG chunk of 2 GB": b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 2**31 - 1) + b"IHDR",
         "JPEG header alone": b"\xff\xd8\xff\xe0\x00\x10JFIF\x00",

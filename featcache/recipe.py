@@ -124,7 +124,7 @@ def check_format(got: object, where: str) -> None:
     Raises:
         FormatError: naming the number found and the one known.
     """
-    if got != FORMAT:
+    if type(got) is not int or got != FORMAT:
         raise FormatError(
             f"Unknown format {got!r} in {where}: this featcache reads format {FORMAT}.",
             "A newer featcache may read it: pip install --upgrade featcache.",

@@ -77,8 +77,8 @@ def _described(data: bytes) -> dict[str, Any]:
     return meta
 
 
-def arrays_of(data: bytes) -> dict[str, NDArray[Any]]:
-    """Return the arrays in the bytes, checked against the checksum where the file has one.
+def arrays_of(data: bytes, old: bool = True) -> dict[str, NDArray[Any]]:
+    """Return the arrays in the bytes, checked against the checksum; an `old` file need not have one.
 
     Raises:
         HeadError: they are cut off, overlap, differ or are otherwise not as their header says.
@@ -90,7 +90,7 @@ def arrays_of(data: bytes) -> dict[str, NDArray[Any]]:
         arrays: dict[str, NDArray[Any]] = load(data)
         meta = _described(data)
         expected = meta.pop(_SUM, None)
-        same = expected is None or expected == _sum(arrays, meta)
+        same = (old and expected is None) or expected == _sum(arrays, meta)
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise damaged(str(error)) from error
     if not same:

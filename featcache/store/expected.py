@@ -17,6 +17,10 @@ def _count(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
+def _number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
 def _positive(value: Any) -> bool:
     return _count(value) and value > 0
 
@@ -80,6 +84,13 @@ SEAL: dict[str, Any] = {
     "bytes": _count,
     "bad": _count,
     "commits": _HEX64,
+}
+RUN: dict[str, Any] = {
+    **dict.fromkeys(("run", "cache", "head", "node"), _text),
+    "split": {"val_fraction": _number, "split_seed": _count, "split_mode": _text},
+    "files": _mapping_of(_text),
+    "params": _any_mapping,
+    **dict.fromkeys(("val", "test", "calibration"), lambda value: value is None or _any_mapping(value)),
 }
 
 

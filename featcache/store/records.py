@@ -85,6 +85,18 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_as(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a record whose fields must be those of `featcache.store.expected`.
+
+    Raises:
+        DamagedError, FormatError, FileNotFoundError: as `read`, or a field is missing or malformed.
+    """
+    record = read(path)
+    if field := expected.wrong(record, fields):
+        raise _damaged(path, f"its field {field!r} is missing or malformed")
+    return record
+
+
 def read_regular(path: Path, limit: int) -> bytes:
     """Read a regular file of at most `limit` bytes; a link, a pipe or a device is refused.
 
@@ -126,7 +138,7 @@ def _mend(path: Path) -> str:
         return "Move it away and run the same featcache extract again: it is made anew, the shards stay."
     if HEADS in path.parts:
         return "Train the head again."
-    folder = path.parent if path.name in (SEAL, PLAN) else path.parent.parent
+    folder = path.parent if path.name in (SEAL, PLAN, SHARDS, COMMITS) else path.parent.parent
     return f"Run: featcache verify {folder.name} --repair."
 
 
@@ -160,10 +172,8 @@ def read_commit(path: Path) -> Commit:
     Raises:
         DamagedError: it is damaged, belongs to another shard, or names a file outside the cache.
     """
-    record = read(path)
+    record = read_as(path, expected.COMMIT)
     record.pop("format")
-    if field := expected.wrong(record, expected.COMMIT):
-        raise _damaged(path, f"its field {field!r} is missing or malformed")
     try:
         commit = Commit(**{**record, "bad": tuple((row, reason) for row, reason in record["bad"])})
     except TypeError as error:
@@ -205,13 +215,14 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECIPE
     try:
-        record = read(path)
+        record = read_as(path, expected.RECIPE)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheError(
             f"No cache in {folder}: {RECIPE} is missing.", "featcache ls lists the caches."
         ) from error
-    if field := expected.wrong(record, expected.RECIPE):
-        raise _damaged(path, f"its field {field!r} is missing or malformed")
+    for name in (SHARDS, COMMITS):
+        if (folder / name).is_symlink():
+            raise _damaged(folder / name, "it is a link to elsewhere")
     if record["key"] != cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"]):
         raise _damaged(path, "its key is not that of its recipe and data set")
     return record
@@ -223,14 +234,10 @@ def read_seal(folder: Path) -> dict[str, Any] | None:
     Raises:
         DamagedError: the seal is damaged.
     """
-    path = folder / SEAL
     try:
-        seal = read(path)
+        return read_as(folder / SEAL, expected.SEAL)
     except FileNotFoundError:
         return None
-    if field := expected.wrong(seal, expected.SEAL):
-        raise _damaged(path, f"its field {field!r} is missing or malformed")
-    return seal
 
 
 def check_sealed(folder: Path, key: str) -> dict[str, Any] | None:

@@ -124,6 +124,8 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
     size = path.stat().st_size
     try:
         with h5py.File(path, "r", locking=False) as file:
+            if file.userblock_size:
+                raise _damaged(path, "something stands before its beginning")
             _check_names(file, expected, path)
             found = {name: _block(file, name, path, size, *spec) for name, spec in expected.items()}
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:

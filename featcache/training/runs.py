@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import DamagedError, FeatcacheError, RunError
 from featcache.recipe import FORMAT
-from featcache.store import records
+from featcache.store import expected, records
 from featcache.store.arrays import unpack
 from featcache.store.folders import caches_in
 
@@ -94,7 +94,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         DamagedError, FormatError: its record is damaged or of an unknown format.
     """
     try:
-        return records.read(folder / RUN)
+        return records.read_as(folder / RUN, expected.RUN)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"No finished run in {folder}: {RUN} is missing.", "featcache runs lists them."

@@ -222,7 +222,7 @@ def test_every_fsync_is_needed(tmp_path: Path) -> None:
     with tally(POWER, "each fsync removed in turn") as found:
         for number in itertools.compress(itertools.count(), ours):
             try:
-                _check_crashes(steps[:number] + steps[number + 1 :], most=16)
+                _check_crashes(steps[:number] + steps[number + 1 :], most=10)
             except Lost:
                 found.add("found to be missing")
             else:

@@ -60,7 +60,7 @@ class Shared:
             return
         for part in self._selection.parts(len(index)):
             torch.index_select(self.table, 0, chosen[part], out=out[part])
-            self._selection.has_read()
+            self._selection.has_read(part.stop - part.start)
 
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""

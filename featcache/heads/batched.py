@@ -38,6 +38,7 @@ __all__ = ["Data", "EpochOfMany", "bytes_of", "check_data", "fit_together", "sha
 
 _SHARED = ("hidden", "dropout", "batch_size", "standardize", "precision", "device")
 _COPIES = 7  # of weights: themselves, gradients, moments, directions, the best, one while the stack shrinks
+_LARGE = 1 << 18  # weights of a first layer that fill a good part of a core's cache
 _SMALL_STEP = 1 << 30  # operations; a hundredth of a second of a core, in dozens of parallel parts
 
 
@@ -84,12 +85,35 @@ def fit_together(
     Raises:
         HeadError: an option cannot be used, or the heads differ in what they must share (see `shared`).
     """
+    if not heads:
+        return
     if len({shared(head) for head in heads}) > 1:
         raise HeadError(
             f"Heads that train together must have the same {', '.join(_SHARED)}.", "Fit the others apart."
         )
     for head in heads:
         head.forget()
+    for numbers in _parts(heads, data):
+        for finished in _train([heads[number] for number in numbers], data, on_epoch):
+            yield [(numbers[at], error) for at, error in finished]
+
+
+def _parts(heads: Sequence[NetworkHead], data: Data) -> list[list[int]]:
+    """Return which heads stand in one stack: on a CPU, large ones of different seeds do not.
+
+    They would share the small layers alone, and what is in the cache.
+    """
+    settings = [head._settings() for head in heads]
+    first = heads[0]._sizes(data.blocks.X.shape[1], len(data.classes))[:2]
+    if resolve_device(settings[0].device).type != "cpu" or first[0] * first[1] < _LARGE:
+        return [list(range(len(heads)))]
+    seeds = dict.fromkeys(each.seed for each in settings)
+    return [[at for at, each in enumerate(settings) if each.seed == seed] for seed in seeds]
+
+
+def _train(
+    heads: Sequence[NetworkHead], data: Data, on_epoch: Callable[[EpochOfMany], None]
+) -> Iterator[list[tuple[int, HeadError | None]]]:
     training = _Batch(data, [head._settings() for head in heads])
     with torch.no_grad():
         while training.alive:

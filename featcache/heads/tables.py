@@ -136,7 +136,7 @@ class Streamed:
     def _send(self, buffer: Tensor, out: Tensor) -> None:
         out.copy_(buffer, non_blocking=True)
         if self._sent:
-            self._sent[self._turn].record()
+            self._sent[self._turn].record(torch.cuda.current_stream(self.device))
 
 
 Place = Shared | Held | Streamed

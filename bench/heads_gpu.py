@@ -29,7 +29,7 @@ def table(rows: int, columns: int, device: str) -> tuple[np.ndarray, ...]:
     for start in range(0, rows, 4096):
         own = y[start : start + 4096]
         noise = torch.randn(len(own), columns, generator=generator, device=device)
-        X[start : start + 4096] = (centres[own] + 14 * noise).half().cpu().numpy()
+        X[start : start + 4096] = (centres[own] + (14 if columns < 5000 else 60) * noise).half().cpu().numpy()
     cut = rows * 4 // 5
     labels = y.cpu().numpy()
     return X[:cut], labels[:cut], X[cut:], labels[cut:]

@@ -92,19 +92,29 @@ def train_head(
     split_mode: str = "random",
     test: bool = False,
     calibrate: bool = False,
+    memory_budget: int | None = None,
     features_dir: PathLike = "features",
     **params: Any,
 ) -> fit.Trained:
     """Train a head on a cache, store the run, and return it: `.record` (metrics, timings) and `.head`.
 
     `params` are the head's own options, e.g. `hidden=(50, 20), lr=1e-3` (`featcache train-head --help`).
+    `memory_budget` is how many bytes of the features may be in memory at once.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
     training = fit.Training(
-        head, params, node, val_fraction, split_seed, split_mode, test, calibrate=calibrate
+        head,
+        params,
+        node,
+        val_fraction,
+        split_seed,
+        split_mode,
+        test,
+        calibrate=calibrate,
+        memory_budget=memory_budget,
     )
     return fit.train(opened, training)
 
@@ -122,6 +132,7 @@ def sweep(
     split_mode: str = "random",
     test: bool = False,
     memory: int = sweeping.MEMORY,
+    memory_budget: int | None = None,
     features_dir: PathLike = "features",
     tell: Callable[[sweeping.News], None] = lambda news: None,
     **params: Any,
@@ -131,13 +142,16 @@ def sweep(
     `grid` maps options to values, e.g. `{"lr": [1e-4, 1e-3], "hidden": [(50, 20), (128,)]}`; `params` are the
     options that stay the same; `random` tries so many combinations instead of all. `.configurations` are
     ordered by mean validation accuracy, `.best` is the record of the run chosen. Network heads train together
-    within `memory` bytes; `tell` hears how far it is.
+    within `memory` bytes, besides the features, of which `memory_budget` bytes may be in memory at once;
+    `tell` hears how far it is.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
-    training = fit.Training(head, params, node, val_fraction, split_seed, split_mode, test)
+    training = fit.Training(
+        head, params, node, val_fraction, split_seed, split_mode, test, memory_budget=memory_budget
+    )
     return sweeping.sweep(opened, sweeping.Sweep(training, grid or {}, seeds, memory, random), tell)
 
 

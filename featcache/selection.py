@@ -30,7 +30,7 @@ class Selection:
         self.run = slice(int(index[0]), int(index[-1]) + 1) if run else None
         self._row_bytes = base.dtype.itemsize * base.shape[1]
         self._gives_back = budget is not None and budget < base.nbytes and is_mapped_file(base)
-        self._floor = resident_file_bytes() if self._gives_back else 0
+        self._read, self._floor = 0, resident_file_bytes() if self._gives_back else 0
 
     def __len__(self) -> int:
         return len(self.index)
@@ -54,13 +54,13 @@ class Selection:
         """Return some of the rows (n, D): a view where they are a run of the base, else a copy."""
         if self.run is not None:
             found = self.base[self.run][rows]
-            self.has_read()
+            self.has_read(len(found))
             return found
         index = self.index[rows]
         copy = np.empty((len(index), self.base.shape[1]), dtype=self.base.dtype)
         for part in self.parts(len(index)):
             np.take(self.base, index[part], axis=0, out=copy[part], mode="clip")  # raise would take a buffer
-            self.has_read()
+            self.has_read(part.stop - part.start)
         return copy
 
     def parts(self, rows: int) -> Iterator[slice]:
@@ -75,18 +75,19 @@ class Selection:
         whole = self.base[self.run] if self.run is not None else self.base[self.index]
         return np.array(whole, dtype=dtype) if copy else np.asarray(whole, dtype=dtype)
 
-    def has_read(self) -> None:
-        """Take note that rows were read; let the pages go where they are too many by now.
+    def has_read(self, rows: int) -> None:
+        """Take note that so many rows were read; let the pages go where they are too many by now.
 
-        How many they are is asked of the system: a row brings its surroundings along, up to a huge page.
-        Half the budget may be resident before, so that the other half is left for what was just read.
+        How many they are is asked of the system, as a row brings its surroundings along, up to a huge page;
+        they are at least the rows themselves, where a system does not count. Half the budget may be
+        resident before, so that the other half is left for what was just read.
         """
         if not self._gives_back or self.budget is None:
             return
-        resident = resident_file_bytes()
-        if resident - self._floor > self.budget // 2:
+        self._read += rows * self._row_bytes
+        if max(self._read, resident_file_bytes() - self._floor) > self.budget // 2:
             let_go(self.base)
-            self._floor = resident_file_bytes()
+            self._read, self._floor = 0, resident_file_bytes()
 
 
 def let_go(array: NDArray[Any]) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from featcache.errors import HeadError
-from featcache.heads.adams import Adams, FlatAdams
+from featcache.heads.adams import Adams, FlatAdams, GroupAdams
 from featcache.heads.batched import check_data, fit_together
 from featcache.heads.catalogue import create
 from featcache.heads.masks import Masks
@@ -102,10 +102,10 @@ def test_few_steps_are_not_recorded(digits: Any, monkeypatch: pytest.MonkeyPatch
 RULES = [Rule(1e-2, 0.0, False), Rule(1e-3, 0.1, False), Rule(1e-2, 0.1, True), Rule(1e-2, 0.1, True)]
 
 
-@pytest.mark.parametrize("kind", [Adams, FlatAdams])
-def test_adam_for_many_is_torchs_for_each(kind: Any) -> None:
+@pytest.mark.parametrize(("kind", "parts"), [(Adams, 2), (FlatAdams, 2), (FlatAdams, 1), (GroupAdams, 1)])
+def test_adam_for_many_is_torchs_for_each(kind: Any, parts: int) -> None:
     generator = torch.Generator().manual_seed(0)
-    start = [torch.randn(4, *shape, generator=generator) for shape in ((3, 5), (3,))]
+    start = [torch.randn(4, *shape, generator=generator) for shape in ((3, 5), (3,))][:parts]
     gradients = [[torch.randn(value.shape, generator=generator) for value in start] for _ in range(5)]
     expected = []
     for at, rule in enumerate(RULES):
@@ -273,6 +273,22 @@ def test_heads_of_different_seeds_in_one_stack(precision: str, digits: Any) -> N
         assert head.history_[-1]["val_loss"] == pytest.approx(alone.history_[-1]["val_loss"], rel=tolerance)
 
 
+def test_large_heads_of_different_seeds_train_one_seed_after_the_other(
+    digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("featcache.heads.batched._LARGE", 64 * 10)
+    heads = [
+        LinearHead(lr=lr, seed=seed, epochs=2, device="cpu") for seed in (5, 1, 5) for lr in (1e-3, 1e-2)
+    ]
+    reports: list[int] = []
+    finished = list(fit_together(heads, check_data(*digits), lambda report: reports.append(report.alive)))
+    assert reports == [4, 4, 2, 2]
+    assert [number for numbers in finished for number, _ in numbers] == [0, 4, 1, 5, 2, 3]
+    for head in heads:
+        alone = LinearHead(**head.get_params()).fit(*digits)
+        assert np.allclose(head.coefs_[0], alone.coefs_[0], atol=1e-3)
+
+
 def test_a_stack_of_two_groups_has_the_gradients_of_its_networks() -> None:
     generator = torch.Generator().manual_seed(2)
     networks = [Network((6, 5, 4), (0.3,), torch.Generator().manual_seed(seed), CPU) for seed in (1, 2)]
@@ -381,3 +397,38 @@ def test_a_selection_is_the_array_it_stands_for(digits: Any) -> None:
             head.predict(Selection(mixed[:, :60], index[1]))
         with pytest.raises(HeadError, match="inconsistent numbers of samples"):
             kind().fit(Selection(mixed, index[0]), labels)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_on_a_gpu_a_table_is_streamed_where_it_does_not_fit(digits: Any) -> None:
+    """The same rows in the same steps, recorded or not: the very same head."""
+    X, y, X_val, y_val = digits
+    options: dict[str, Any] = {"hidden": (12, 7), "dropout": 0.2, "epochs": 4, "device": "cuda"}
+    held = MLPHead(**options).fit(X, y, X_val, y_val)
+    every, own = np.arange(len(X)), np.arange(len(X_val))
+    streamed = MLPHead(**options).fit(Selection(X, every, 1000), y, Selection(X_val, own, 1000), y_val)
+    assert np.allclose(held.coefs_[0], streamed.coefs_[0], atol=1e-6)
+    assert held.history_[-1]["val_loss"] == pytest.approx(streamed.history_[-1]["val_loss"], rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_seeds_in_one_stack_learn_as_on_the_cpu(precision: str, digits: Any) -> None:
+    def heads(device: str) -> list[MLPHead]:
+        return [
+            MLPHead(
+                hidden=(12, 7), dropout=0.2, lr=lr, seed=seed, epochs=epochs, device=device,
+                compute_precision=precision,
+            )
+            for seed, lr, epochs in ((4, 1e-3, 6), (0, 1e-2, 3), (4, 3e-3, 6), (9, 1e-3, 2))
+        ]  # fmt: skip
+
+    data = check_data(*digits)
+    ours, theirs = heads("cuda"), heads("cpu")
+    for group in (ours, theirs):
+        for _ in fit_together(group, data):
+            pass
+    tolerance = 1e-3 if precision == "fp32" else 5e-2
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.n_epochs_, one.best_epoch_) == (other.n_epochs_, other.best_epoch_)
+        assert np.allclose(one.coefs_[0], other.coefs_[0], atol=tolerance)

@@ -8,107 +8,137 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from featcache.heads.network import BETAS, EPS, Rule, fused
+from featcache.heads.network import Rule, fused
 
-
-class Adams:
-    """Adam's state for stacked parameters (K, …), and steps by each head's own rule.
-
-    The first of the parameters, by far the largest, is a fused step for heads of equal rules that stand
-    next to each other; the others are `FlatAdams`'. `parameters` must be used from now on.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor], rules: Sequence[Rule]) -> None:
-        self._first = torch.zeros_like(parameters[0])
-        self._second = torch.zeros_like(parameters[0])
-        self._count = torch.zeros((), device=self._first.device)
-        self._rest = FlatAdams(parameters[1:], rules)
-        self._take(parameters[0], rules)
-
-    def _take(self, weight: Tensor, rules: Sequence[Rule]) -> None:
-        groups = [(rule, len(list(same))) for rule, same in groupby(rules)]
-        self._sizes = [size for _, size in groups]
-        split = [value.split(self._sizes) for value in (weight, self._first, self._second)]
-        self._groups = list(zip([rule for rule, _ in groups], *split, strict=True))
-        self.parameters = [weight, *self._rest.parameters]
-
-    def keep(self, heads: Sequence[int]) -> None:
-        """Go on with these heads alone, numbered anew in the order given."""
-        index = torch.tensor(heads, dtype=torch.int64, device=self._count.device)
-        weight, self._first, self._second = (
-            value.index_select(0, index) for value in (self.parameters[0], self._first, self._second)
-        )
-        self._rest.keep(heads)
-        self._take(weight, self._rest.rules)
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Change all heads' parameters by one step."""
-        self._count += 1
-        for (rule, own, first, second), gradient in zip(
-            self._groups, gradients[0].split(self._sizes), strict=True
-        ):
-            fused(rule, [own], [gradient], [first], [second], [self._count])
-        self._rest.step(gradients[1:])
+_SMALL = 1 << 18  # weights a head, below which a GPU takes longer to begin a step of Adam than to do it
+_UNIT = Rule(lr=1.0, decay=0.0, decoupled=False)
 
 
 class FlatAdams:
-    """What `Adams` is, in a few operations on all heads' values at once, however many rules there are.
+    """Adam's state for stacked parameters (K, …), and steps by each head's own rule, for all heads at once.
 
-    On a GPU a fused step for each of a hundred small heads would be a hundred short kernels. The
-    parameters are moved into one buffer: `parameters` are the views of it that must be used from now on.
+    The parameters are moved into one buffer: `parameters` are the views of it that must be used from now
+    on. A fused step of a learning rate of 1 from zero gives the direction, which each head's own rate
+    multiplies: a few passes over everything, however many rules there are.
     """
 
     def __init__(self, parameters: Sequence[Tensor], rules: Sequence[Rule]) -> None:
-        self.rules = list(rules)
-        self._take(parameters)
+        self._take(parameters, rules)
         self._first, self._second = torch.zeros_like(self._flat), torch.zeros_like(self._flat)
-        self.count = torch.zeros((), dtype=torch.float64, device=self._flat.device)
+        self._count = torch.zeros((), device=self._flat.device)
 
-    def _take(self, parameters: Sequence[Tensor]) -> None:
+    def _take(self, parameters: Sequence[Tensor], rules: Sequence[Rule]) -> None:
+        self.rules = list(rules)
         self._shapes = [value.shape for value in parameters]
-        self._flat = torch.cat([value.flatten() for value in parameters])
+        self._flat = _flat(parameters)
         self.parameters = self._views(self._flat)
-        self._work = torch.empty_like(self._flat)
-        self._rate = self._of_each([rule.lr for rule in self.rules])
-        self._penalty = self._of_each([0.0 if rule.decoupled else rule.decay for rule in self.rules])
-        self._kept = self._of_each(
-            [1 - rule.lr * rule.decay if rule.decoupled else 1.0 for rule in self.rules]
-        )
-        self._penalised = any(rule.decay and not rule.decoupled for rule in self.rules)
-        self._decays = any(rule.decay and rule.decoupled for rule in self.rules)
+        self._direction = torch.empty_like(self._flat)
+        self._rate = self._of_each([rule.lr for rule in rules])
+        l2 = [0.0 if rule.decoupled else rule.decay for rule in rules]
+        shrinking = [1 - rule.lr * rule.decay if rule.decoupled else 1.0 for rule in rules]
+        self._l2 = self._of_each(l2) if any(l2) else None
+        self._shrinking = self._of_each(shrinking) if min(shrinking) < 1 else None
 
     def _views(self, flat: Tensor) -> list[Tensor]:
-        parts = flat.split([shape.numel() for shape in self._shapes])
+        parts = flat.flatten().split([shape.numel() for shape in self._shapes])
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def _of_each(self, values: Sequence[float]) -> Tensor:
-        """Return each head's value, float32, for every one of its parameters."""
+        """Return each head's value, float32, as the buffer can be multiplied by."""
         own = torch.tensor(values, dtype=torch.float32, device=self._flat.device)
-        each = [own.repeat_interleave(shape.numel() // len(own)) for shape in self._shapes]
-        return torch.cat(each)
+        if len(self._shapes) == 1:
+            return own[:, None]
+        return torch.cat([own.repeat_interleave(shape.numel() // len(own)) for shape in self._shapes])
 
     def keep(self, heads: Sequence[int]) -> None:
         """Go on with these heads alone, numbered anew in the order given."""
         index = torch.tensor(heads, dtype=torch.int64, device=self._flat.device)
-        kept = [
+        parameters, first, second = (
             [value.index_select(0, index) for value in self._views(flat)]
             for flat in (self._flat, self._first, self._second)
-        ]
-        self.rules = [self.rules[head] for head in heads]
-        self._take(kept[0])
-        self._first, self._second = (torch.cat([value.flatten() for value in each]) for each in kept[1:])
+        )
+        self._take(parameters, [self.rules[head] for head in heads])
+        self._first, self._second = _flat(first), _flat(second)
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Change all heads' parameters by one step; the gradients may be overwritten."""
+        self._count += 1
+        gradient = _flat(gradients)
+        if self._l2 is not None:
+            gradient.addcmul_(self._flat, self._l2)
+        self._direction.zero_()
+        fused(_UNIT, [self._direction], [gradient], [self._first], [self._second], [self._count])
+        if self._shrinking is not None:
+            self._flat.mul_(self._shrinking)
+        self._flat.addcmul_(self._direction, self._rate)
+
+
+class GroupAdams:
+    """The same for one stacked parameter (K, …), as a fused step for each group of heads of equal rules.
+
+    Groups are heads that stand next to each other. A head's weights, moments and gradients are read once,
+    while they are in a CPU's cache.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], rules: Sequence[Rule]) -> None:
+        self._state = [torch.zeros_like(parameters[0]) for _ in range(2)]
+        self._count = torch.zeros(())
+        self._take(parameters[0], rules)
+
+    def _take(self, weight: Tensor, rules: Sequence[Rule]) -> None:
+        self.parameters, self.rules = [weight], list(rules)
+        groups = [(rule, len(list(same))) for rule, same in groupby(rules)]
+        self._sizes = [size for _, size in groups]
+        split = [value.split(self._sizes) for value in (weight, *self._state)]
+        self._groups = list(zip([rule for rule, _ in groups], *split, strict=True))
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Go on with these heads alone, numbered anew in the order given."""
+        index = torch.tensor(heads, dtype=torch.int64)
+        self._state = [value.index_select(0, index) for value in self._state]
+        self._take(self.parameters[0].index_select(0, index), [self.rules[head] for head in heads])
 
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Change all heads' parameters by one step."""
-        self.count += 1
-        gradient = torch.cat([value.flatten() for value in gradients])
-        if self._penalised:
-            gradient.addcmul_(self._flat, self._penalty)
-        self._first.lerp_(gradient, 1 - BETAS[0])
-        self._second.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        torch.sqrt(self._second, out=self._work)
-        self._work.div_((1 - BETAS[1] ** self.count).sqrt()).add_(EPS).mul_(1 - BETAS[0] ** self.count)
-        if self._decays:
-            self._flat.mul_(self._kept)
-        torch.div(self._first, self._work, out=self._work)
-        self._flat.addcmul_(self._work, self._rate, value=-1.0)
+        self._count += 1
+        parts = gradients[0].split(self._sizes)
+        for (rule, own, first, second), gradient in zip(self._groups, parts, strict=True):
+            fused(rule, [own], [gradient], [first], [second], [self._count])
+
+
+class Adams:
+    """Adam for all stacked parameters, in the way that suits the device and their size."""
+
+    def __init__(self, parameters: Sequence[Tensor], rules: Sequence[Rule]) -> None:
+        weight = parameters[0]
+        self._parts: list[tuple[slice, FlatAdams | GroupAdams]] = []
+        if weight.is_cuda and weight[0].numel() < _SMALL:
+            self._parts = [(slice(None), FlatAdams(parameters, rules))]
+        else:
+            kind = FlatAdams if weight.is_cuda else GroupAdams
+            self._parts = [
+                (slice(0, 1), kind(parameters[:1], rules)),
+                (slice(1, None), FlatAdams(parameters[1:], rules)),
+            ]
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters (K, …), which must be used from now on."""
+        return [value for _, part in self._parts for value in part.parameters]
+
+    def keep(self, heads: Sequence[int]) -> None:
+        """Go on with these heads alone, numbered anew in the order given."""
+        for _, part in self._parts:
+            part.keep(heads)
+
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Change all heads' parameters by one step; the gradients may be overwritten."""
+        for which, part in self._parts:
+            part.step(gradients[which])
+
+
+def _flat(values: Sequence[Tensor]) -> Tensor:
+    """Return all values in one row; those (K, …) of a single tensor as (K, …), without a copy."""
+    if len(values) == 1:
+        return values[0].flatten(1)
+    return torch.cat([value.flatten() for value in values])

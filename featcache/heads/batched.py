@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.heads.adams import Adams, FlatAdams
+from featcache.heads.adams import Adams
 from featcache.heads.course import Course
 from featcache.heads.data import Data, check_data
 from featcache.heads.epochs import resolve_device
@@ -37,9 +37,9 @@ from featcache.heads.threads import torch_threads_for
 __all__ = ["Data", "EpochOfMany", "bytes_of", "check_data", "fit_together", "shared"]
 
 _SHARED = ("hidden", "dropout", "batch_size", "standardize", "precision", "device")
-_COPIES = 6  # of a head's weights: themselves, gradients, two moments, the best, one while the stack shrinks
+_COPIES = 7  # of weights: themselves, gradients, moments, directions, the best, one while the stack shrinks
+_LARGE = 1 << 18  # weights of a first layer that fill a good part of a core's cache
 _SMALL_STEP = 1 << 30  # operations; a hundredth of a second of a core, in dozens of parallel parts
-_FLAT = 1 << 18  # weights a head below which a GPU takes longer to start a step of Adam than to do it
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def shared(head: NetworkHead) -> tuple[Any, ...]:
 
 
 def bytes_of(head: NetworkHead, columns: int, classes: int) -> int:
-    """Return the memory in bytes that a head takes in a batch: its weights six times, and its outputs."""
+    """Return the memory in bytes that a head takes in a batch: its weights seven times, and its outputs."""
     sizes = head._sizes(columns, classes)
     weights = sum(wide * out + out for wide, out in pairwise(sizes))
     return 4 * (_COPIES * weights + 3 * head._settings().batch_size * sum(sizes[1:]))
@@ -85,12 +85,35 @@ def fit_together(
     Raises:
         HeadError: an option cannot be used, or the heads differ in what they must share (see `shared`).
     """
+    if not heads:
+        return
     if len({shared(head) for head in heads}) > 1:
         raise HeadError(
             f"Heads that train together must have the same {', '.join(_SHARED)}.", "Fit the others apart."
         )
     for head in heads:
         head.forget()
+    for numbers in _parts(heads, data):
+        for finished in _train([heads[number] for number in numbers], data, on_epoch):
+            yield [(numbers[at], error) for at, error in finished]
+
+
+def _parts(heads: Sequence[NetworkHead], data: Data) -> list[list[int]]:
+    """Return which heads stand in one stack: on a CPU, large ones of different seeds do not.
+
+    They would share the small layers alone, and what is in the cache.
+    """
+    settings = [head._settings() for head in heads]
+    first = heads[0]._sizes(data.blocks.X.shape[1], len(data.classes))[:2]
+    if resolve_device(settings[0].device).type != "cpu" or first[0] * first[1] < _LARGE:
+        return [list(range(len(heads)))]
+    seeds = dict.fromkeys(each.seed for each in settings)
+    return [[at for at, each in enumerate(settings) if each.seed == seed] for seed in seeds]
+
+
+def _train(
+    heads: Sequence[NetworkHead], data: Data, on_epoch: Callable[[EpochOfMany], None]
+) -> Iterator[list[tuple[int, HeadError | None]]]:
     training = _Batch(data, [head._settings() for head in heads])
     with torch.no_grad():
         while training.alive:
@@ -128,18 +151,12 @@ class _Batch:
             self.val = Rows(val, task.y_val, columns, first.batch_size, torch.float32)
             self.known = int((task.y_val != UNKNOWN).sum())
         self.courses = [Course(each, self.val is not None) for each in settings]
-        self.optimiser = self._optimiser([_rule(settings[number]) for number in self.alive])
+        self.optimiser = Adams(self.stack.parameters, [_rule(settings[number]) for number in self.alive])
+        self.stack.parameters = self.optimiser.parameters
         self.seconds = [0.0] * len(settings)
         self._operations = 4 * first.batch_size * sum(p[0].numel() for p in self.stack.parameters)
         self._epochs, self._best = 0, -1.0
         self._begin()
-
-    def _optimiser(self, rules: Sequence[Rule]) -> Adams | FlatAdams:
-        parameters = self.stack.parameters
-        wide = self.device.type == "cpu" or parameters[0][0].numel() > _FLAT
-        optimiser = Adams(parameters, rules) if wide else FlatAdams(parameters, rules)
-        self.stack.parameters = optimiser.parameters
-        return optimiser
 
     def _begin(self) -> None:
         self.stack.learned()

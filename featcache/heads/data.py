@@ -32,16 +32,20 @@ class Data:
 
 
 def check_data(
-    X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None
+    X: ArrayLike,
+    y: ArrayLike,
+    X_val: ArrayLike | None = None,
+    y_val: ArrayLike | None = None,
+    device: str = "auto",
 ) -> Data:
-    """Check rows X (N, D) and labels y (N,), and validation ones, once for many fits.
+    """Check rows X (N, D) and labels y (N,), and validation ones, once for many fits on a device.
 
     Raises:
         HeadError: the data cannot be used; it is a ValueError too.
     """
     from featcache.heads.neural import LinearHead
 
-    probe = LinearHead()
+    probe = LinearHead(device=device)
     task = probe._task(X, y, X_val, y_val)
     attributes = {name: value for name, value in vars(probe).items() if name.endswith("_in_")}
     return Data(task, probe.classes_, attributes)

@@ -46,6 +46,7 @@ class Network:
                 value = torch.empty(shape).uniform_(-bound, bound, generator=generator)
                 self.parameters.append(value.to(device))
         self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
+        self._minus = torch.full((1, 1), -1.0, device=device)
         self.products = Products(self.parameters[0], precision)
 
     def scores(self, rows: Tensor) -> Tensor:
@@ -60,9 +61,9 @@ class Network:
         first = self.products.outputs(rows, *self.parameters[:2])
         values = [rows, *self._later(first, dropping=True)]
         log_p = torch.log_softmax(values[-1], dim=1)
-        loss = log_p.gather(1, classes[:, None]).sum().neg_()
-        delta = log_p.exp_()
-        delta.scatter_add_(1, classes[:, None], delta.new_full((len(rows), 1), -1.0)).div_(len(rows))
+        loss = torch.nn.functional.nll_loss(log_p, classes, reduction="sum")
+        true = classes[:, None]
+        delta = log_p.exp_().scatter_add_(1, true, self._minus.expand_as(true)).div_(len(rows))
         for i in range(len(self.sizes) - 2, 0, -1):
             torch.mm(delta.t(), values[i], out=self.gradients[2 * i])
             torch.sum(delta, 0, out=self.gradients[2 * i + 1])

@@ -20,6 +20,8 @@ class Products:
     def __init__(self, weight: Tensor, precision: str) -> None:
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self._half = weight.to(self.dtype) if precision == "bf16" else None
+        if self._half is not None and not weight.is_cuda:  # a CPU would map new memory at every step
+            self._half_gradient, self._gradient = torch.empty_like(self._half), torch.empty_like(weight)
 
     def learned(self, weight: Tensor) -> None:
         """Take over the weight (H, D) after it has changed."""
@@ -39,11 +41,17 @@ class Products:
         return _halves(self._half, rows.t()).add_(bias[:, None])
 
     def gradient(self, delta: Tensor, rows: Tensor) -> Tensor:
-        """Return the weight's gradient, float32 (H, D), of delta (n, H) at the outputs of rows (n, D)."""
+        """Return the weight's gradient, float32 (H, D), of delta (n, H) at the outputs of rows (n, D).
+
+        The next gradient may overwrite it.
+        """
         return self.turned_gradient(delta.t(), rows)
 
     def turned_gradient(self, delta: Tensor, rows: Tensor) -> Tensor:
         """Return the gradient of delta (H, n) at the outputs."""
+        if self._half is not None and not rows.is_cuda:
+            torch.mm(delta.to(rows.dtype), rows, out=self._half_gradient)
+            return self._gradient.copy_(self._half_gradient)
         if self._half is not None:
             return _halves(delta.to(rows.dtype), rows)
         if _large_on_cpu(rows, len(delta)):

@@ -11,6 +11,8 @@ from featcache.heads.base import Codes
 from featcache.heads.scaling import BLOCK, Moments
 from featcache.heads.tables import Place, Streamed
 
+_GPU_BLOCK = 1 << 26  # values that a GPU standardises at once: a quarter of a GiB of float32
+
 
 class Rows:
     """A table (N, D) with class codes y (N,), whose rows come out standardised on its device.
@@ -70,7 +72,7 @@ class Rows:
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield large blocks of rows and their classes in the table's order."""
-        for part, raw in self.place.blocks(BLOCK):
+        for part, raw in self.place.blocks(BLOCK if self.device.type == "cpu" else _GPU_BLOCK):
             rows = raw.to(torch.float32, copy=True)
             yield self._standardised(rows), self.classes[part]
 

@@ -45,6 +45,7 @@ class Stack:
         self.gradients = [torch.empty_like(value) for value in self.parameters]
         ends = torch.tensor(self.counts).cumsum(0).tolist()
         self.parts = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
+        self._minus = torch.full((1, 1, 1), -1.0, device=self.parameters[0].device)
         self._repeats = torch.tensor(self.counts, device=self.parameters[0].device)
         self.products = [Products(self._flat(part)[0], self.precision) for part in self.parts]
 
@@ -84,8 +85,7 @@ class Stack:
         true = torch.stack([classes for _, classes in batches]) if len(batches) > 1 else batches[0][1][None]
         true = true.repeat_interleave(self._repeats, dim=0, output_size=len(self))[:, None]
         loss = log_p.gather(1, true).sum(dim=(1, 2)).neg_()
-        delta = log_p.exp_()
-        delta.scatter_add_(1, true, delta.new_full((1, 1, 1), -1.0).expand_as(true)).div_(size)
+        delta = log_p.exp_().scatter_add_(1, true, self._minus.expand_as(true)).div_(size)
         for i in range(len(self.sizes) - 2, 0, -1):
             torch.bmm(delta, values[i - 1].transpose(1, 2), out=self.gradients[2 * i])
             torch.sum(delta, 2, out=self.gradients[2 * i + 1])

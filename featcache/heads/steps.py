@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -81,16 +82,17 @@ class Steps:
         return self._total
 
 
-def cuda_graph(step: Step) -> Step:
+def cuda_graph(device: torch.device, step: Step) -> Step:
     """Record a step, which is not taken, as a CUDA graph; return what plays it back."""
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        step()
+    with torch.cuda.device(device):
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            step()
     return graph.replay
 
 
 def recorder(rows: Sequence[Rows]) -> Callable[[Step], Step] | None:
     """Return `cuda_graph` where steps on these rows can be recorded: their tables are held on a GPU."""
     held = all(each.device.type == "cuda" and not isinstance(each.place, Streamed) for each in rows)
-    return cuda_graph if held else None
+    return partial(cuda_graph, rows[0].device) if held else None

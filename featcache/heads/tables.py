@@ -60,7 +60,7 @@ class Shared:
             return
         for part in self._selection.parts(len(index)):
             torch.index_select(self.table, 0, chosen[part], out=out[part])
-            self._selection.has_read()
+            self._selection.has_read(part.stop - part.start)
 
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""
@@ -136,7 +136,7 @@ class Streamed:
     def _send(self, buffer: Tensor, out: Tensor) -> None:
         out.copy_(buffer, non_blocking=True)
         if self._sent:
-            self._sent[self._turn].record()
+            self._sent[self._turn].record(torch.cuda.current_stream(self.device))
 
 
 Place = Shared | Held | Streamed

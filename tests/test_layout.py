@@ -22,7 +22,9 @@ def arrays(n: int, widths: dict[str, int], dtype: str, seed: int = 0) -> dict[st
 @settings(deadline=None, max_examples=60)
 @given(
     n=st.integers(1, 300),
-    widths=st.dictionaries(st.sampled_from(["flatten", "a.b", "layer4.1", "z"]), st.integers(1, 999), min_size=1),
+    widths=st.dictionaries(
+        st.sampled_from(["flatten", "a.b", "layer4.1", "z"]), st.integers(1, 999), min_size=1
+    ),
     dtype=st.sampled_from(["float16", "float32"]),
 )
 def test_the_pieces_are_the_file_that_hdf5_writes(n: int, widths: dict[str, int], dtype: str) -> None:

@@ -60,7 +60,7 @@ class FusedConvolution(nn.Module):
 
 
 def fuse(body: fx.GraphModule) -> int:
-    """Replace every conv → relu and conv → add → relu of a cut network by one module, in place; return how many.
+    """Replace every conv → relu and conv → add → relu of a cut network by one module; return how many.
 
     A convolution or sum that something else reads too, such as a node asked for, is left alone.
     """
@@ -93,7 +93,9 @@ def _fuse_sum(body: fx.GraphModule, total: fx.Node, relu: fx.Node, names: Any) -
     return 1
 
 
-def _put(body: fx.GraphModule, conv: fx.Node, relu: fx.Node, addends: tuple[fx.Node, ...], names: Any) -> None:
+def _put(
+    body: fx.GraphModule, conv: fx.Node, relu: fx.Node, addends: tuple[fx.Node, ...], names: Any
+) -> None:
     """Compute conv, addition and ReLU where the ReLU was."""
     name = f"fused_{next(names)}"
     module: Any = body.get_submodule(str(conv.target))

@@ -9,7 +9,7 @@ from typing import Any
 
 from featcache.backbones.runtime import Extractor
 from featcache.errors import SpaceError
-from featcache.extraction.pipeline import Reader
+from featcache.extraction.reader import Reader, Reading
 from featcache.extraction.resolve import Job
 from featcache.store.plan import Plan, ShardPlan
 
@@ -50,13 +50,14 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
-    reader = Reader(job.dataset, job.recipe.preprocess, batch_size, workers, job.request.max_pixels)
+    how = Reading(batch_size, workers, job.request.max_pixels)
+    reader = Reader(job.dataset, job.recipe.preprocess, how)
     n = min(len(job.dataset), batch_size * SAMPLE_BATCHES)
     images, begin = 0, time.perf_counter()
     try:
         for number, batch in enumerate(reader.batches(iter([ShardPlan("train-00000", 0, n)]))):
-            batch.wait()
             extractor(batch.pixels)
+            reader.give(batch)
             if number == 0 and n > batch_size:
                 begin = time.perf_counter()
             else:

@@ -36,7 +36,7 @@ class Layout:
         """Return the pieces of the file in order; those of contiguous arrays are views of their memory."""
         out: list[memoryview] = []
         for gap, (_, name) in zip(self.between, self.places, strict=False):
-            out += [memoryview(gap), memoryview(np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8))]
+            out += [memoryview(gap), np.ascontiguousarray(arrays[name]).reshape(-1).view(np.uint8).data]
         return [piece for piece in (*out, memoryview(self.between[-1])) if len(piece)]
 
 
@@ -55,7 +55,7 @@ def hash_of(parts: Iterable[bytes | memoryview]) -> str:
 
 
 def write(arrays: Arrays) -> bytes:
-    """Return the bytes of an HDF5 file that holds the arrays, all of it written by HDF5; equal arrays, equal bytes."""
+    """Return the bytes of an HDF5 file of the arrays, all written by HDF5; equal arrays give equal bytes."""
     return _file(arrays, lambda file: None)
 
 

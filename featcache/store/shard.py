@@ -55,8 +55,9 @@ def arrays(
         FEATURES if len(features) == 1 else f"{FEATURES}/{node}": np.ascontiguousarray(array)
         for node, array in features.items()
     }
-    tail = {"label": labels.astype(np.int64), "row": rows.astype(np.int64), "status": status.astype(np.uint8)}
-    return named | tail
+    named["label"], named["row"] = labels.astype(np.int64), rows.astype(np.int64)
+    named["status"] = status.astype(np.uint8)
+    return named
 
 
 def build(

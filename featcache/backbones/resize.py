@@ -1,8 +1,8 @@
 """Resize and crop on a device: batches of decoded images, bit for bit as Pillow and `preprocess.fit` do it.
 
-Images travel as they were decoded (3 KB for a 32 x 32 image rather than 150 KB) and are fitted where the network is.
-The arithmetic is Pillow's own, in int32: sums of pixels times 22-bit weights, rounded and clipped to bytes after each
-of the two passes. On a GPU one kernel does both (`resize_kernel`), where Triton is installed.
+Images travel as they were decoded (3 KB for a 32 x 32 image rather than 150 KB) and are fitted where the
+network is. The arithmetic is Pillow's own, in int32: sums of pixels times 22-bit weights, rounded and clipped
+to bytes after each of the two passes. On a GPU one kernel does both (`resize_kernel`), where Triton is there.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from featcache.backbones.preprocess import Preprocess
 from featcache.backbones.resize_plan import ResizePlan, Size, is_pillows, resize_plan
 from featcache.backbones.taps import BITS, HALF, Taps
 from featcache.errors import BackboneError
+from featcache.recipe import Preprocess
 
 KERNEL_TAPS = 100  # the kernel computes the inner pass anew for every outer tap: not for ever more of them
 

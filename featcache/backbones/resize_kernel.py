@@ -1,7 +1,7 @@
 """One GPU kernel for both passes of a resize: every thread makes output bytes straight from source bytes.
 
-The rounded result of the inner pass is computed again for each outer tap: a few integer products on bytes that are in
-the cache cost less than writing the image between the passes to memory and reading it back.
+The rounded result of the inner pass is computed again for each outer tap: a few integer products on cached
+bytes cost less than writing the image between the passes to memory and reading it back.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from featcache.backbones.taps import BITS, HALF, Taps
 BLOCK = 1024  # output bytes a program
 
 try:
-    import triton
-    import triton.language as tl
+    import triton  # type: ignore[import-untyped]
+    import triton.language as tl  # type: ignore[import-untyped]
 except ImportError:  # without it the passes are torch's
     triton = None
 
@@ -84,12 +84,12 @@ def _passes(
     crop: Any,
     top: Any,
     left: Any,
-    DOWN: Any,  # taps along the height; capitals are known when the kernel is compiled
-    ACROSS: Any,
-    DOWN_FIRST: Any,
-    BITS: Any,
-    HALF: Any,
-    BLOCK: Any,
+    DOWN: tl.constexpr,  # taps along the height; capitals are known when the kernel is compiled
+    ACROSS: tl.constexpr,
+    DOWN_FIRST: tl.constexpr,
+    BITS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
 ) -> None:
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1).to(tl.int64)

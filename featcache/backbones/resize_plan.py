@@ -1,9 +1,9 @@
 """What resizing images of one size and cropping their centre comes to: two passes of taps, in Pillow's order.
 
-Pillow resizes across, then down. Since version 13 it begins with the rows where these lose more than twice as many
-pixels as the columns (python-pillow/Pillow#9549), which changes some pixels by one level. Which of the two the
-installed Pillow does is asked of it once, and so is whether its pixels are ours at all: builds with other
-arithmetic exist.
+Pillow resizes across, then down. Since version 13 it begins with the height where that loses more than twice
+as many pixels as the width (python-pillow/Pillow#9549), which changes some pixels by one level. Which of the
+two the installed Pillow does is asked of it once, and so is whether its pixels are ours at all: builds with
+other arithmetic exist.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.preprocess import Preprocess, resize_with_pillow, scaled_size, squashes
+from featcache.backbones.preprocess import resize_with_pillow, scaled_size, squashes
 from featcache.backbones.taps import BITS, HALF, Taps, taps
+from featcache.recipe import Preprocess
 
 Size = tuple[int, int]  # height, width
 
@@ -85,7 +86,7 @@ def pillow_may_begin_down() -> bool:
 
 @lru_cache(maxsize=16)
 def is_pillows(interpolation: str) -> bool:
-    """Return whether the installed Pillow's pixels are those of our taps, measured on noise of a few sizes."""
+    """Return whether the installed Pillow's pixels are those of our taps, on noise of a few sizes."""
     for source, target in (
         ((32, 32), (56, 56)),
         ((61, 47), (23, 31)),

@@ -1,9 +1,8 @@
 """The weights of Pillow's resize: which source pixels make an output pixel, and how much each counts.
 
-Pillow resizes 8-bit images in integers (its file `Resample.c`, after the Ph.D. thesis "Fundamentals of Texture
-Mapping and Image Warping" by P. Heckbert): per axis, an output pixel is the sum of a few source pixels times
-weights in units of 2**-22, plus one half, shifted right and clipped to a byte. Those very integers are here;
-what is done with them is in `featcache.backbones.resize`.
+Pillow resizes 8-bit images in integers (its file `Resample.c`): per axis, an output pixel is the sum of a few
+source pixels times weights in units of 2**-22, plus one half, shifted right and clipped to a byte. Those very
+integers are here; what is done with them is in `featcache.backbones.resize`.
 """
 
 from __future__ import annotations

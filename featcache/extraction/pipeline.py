@@ -16,12 +16,16 @@ import numpy as np
 from featcache.backbones.devices import pin
 from featcache.backbones.lane import Flight, Lane
 from featcache.backbones.preprocess import fit
+from featcache.backbones.resize import Resizer, resizer
+from featcache.backbones.resize_plan import is_pillows
 from featcache.backbones.runtime import Extractor
 from featcache.errors import CacheError, DatasetError
+from featcache.extraction.pixels import Shape
 from featcache.extraction.reader import Bad, Batch, Reader, Reading, cores
 from featcache.extraction.writer import Features, Writer
 from featcache.images.dataset import Dataset
 from featcache.progress import Progress, silent
+from featcache.recipe import Preprocess
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.claims import shared
@@ -87,8 +91,14 @@ def run(
 
 
 def lane_of(cache: Cache, extractor: Extractor, batch_size: int) -> Lane:
-    """Return the lane that computes a cache's rows."""
-    return Lane(extractor, cache.recipe.store_dtype, batch_size)
+    """Return the lane that computes a cache's rows; on a GPU it resizes small images itself."""
+    step, device = cache.recipe.preprocess, extractor.device
+    resize = partial(_resizer, step, device) if device != "cpu" and is_pillows(step.interpolation) else None
+    return Lane(extractor, cache.recipe.store_dtype, batch_size, resize)
+
+
+def _resizer(step: Preprocess, device: str, source: Shape) -> Resizer:
+    return resizer(source, step, device)
 
 
 def reading(lane: Lane, batch_size: int, workers: int | None, max_pixels: int) -> Reading:

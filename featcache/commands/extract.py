@@ -55,7 +55,13 @@ DECIDING = [
         help="Mean and deviation: those of the weights or of ImageNet, half (.5), measured on the training "
         "images, or none.",
     ),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="What the backbone computes in; tf32 is for NVIDIA GPUs since Ampere.",
+    ),
     click.option("--store-dtype", type=click.Choice(STORE_DTYPES), default="float16", show_default=True),
     click.option("--limit", type=click.IntRange(1), help="Only the first N images of each class and split."),
     click.option(
@@ -77,7 +83,7 @@ def deciding(function: Any) -> Any:
 
 @click.command(short_help="Run a backbone over the images once and cache its features.")
 @deciding
-@options.device
+@options.devices
 @click.option("--batch-size", type=options.AutoOrNumber(), default="auto", show_default=True)
 @click.option(
     "--workers",

@@ -167,6 +167,9 @@ class _Count:
         self.total = cache.plan.counts()
         todo = {split: sum(len(part) for part in left if part.name.startswith(split)) for split in self.total}
         self.done = {split: count - todo[split] for split, count in self.total.items()}
+        for split, count in todo.items():
+            if count:
+                progress(split, self.done[split], self.total[split])
 
     def add(self, batch: Batch) -> None:
         """Count the images of a finished batch."""

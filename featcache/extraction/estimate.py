@@ -9,7 +9,8 @@ from typing import Any
 
 from featcache.backbones.runtime import Extractor
 from featcache.errors import SpaceError
-from featcache.extraction.reader import Reader, Reading
+from featcache.extraction.pipeline import lane_of, reading
+from featcache.extraction.reader import Reader
 from featcache.extraction.resolve import Job
 from featcache.store.plan import Plan, ShardPlan
 
@@ -50,13 +51,15 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
-    how = Reading(batch_size, workers, job.request.max_pixels)
+    lane = lane_of(job.recipe, extractor, batch_size)
+    how = reading(lane, batch_size, workers, job.request.max_pixels)
     reader = Reader(job.dataset, job.recipe.preprocess, how)
     n = min(len(job.dataset), batch_size * SAMPLE_BATCHES)
+    rows = {node: lane.room((batch_size, width)) for node, width in extractor.columns.items()}
     images, begin = 0, time.perf_counter()
     try:
         for number, batch in enumerate(reader.batches(iter([ShardPlan("train-00000", 0, n)]))):
-            extractor(batch.pixels)
+            lane.submit(batch.pixels, {node: room[: len(batch.pixels)] for node, room in rows.items()}).wait()
             reader.give(batch)
             if number == 0 and n > batch_size:
                 begin = time.perf_counter()

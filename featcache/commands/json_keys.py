@@ -88,6 +88,15 @@ KEYS: dict[str, dict[str, str]] = {
         "`confusion` (rows: true class)",
         "test": "the same for the test split",
     },
+    "predict": {
+        "run": "the run's id",
+        "images": "how many were classified",
+        "bad_images": "how many could not be read",
+        "seconds": "from the first file to the last",
+        "images_per_second": "of these",
+        "predictions": "a list in order, each with path, class, probability, top (the likeliest classes, "
+        "each with class and probability) and error (null, or why there is no class)",
+    },
     "runs": {"runs": "a list, each with the columns of the ledger"},
     "runs --check": {
         "runs": "how many run folders there are",

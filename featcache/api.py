@@ -58,7 +58,7 @@ def extract(
         image_size: input size in pixels, the weights' own where None.
         normalize: "weights", "imagenet", "half", "dataset" or "none".
         precision: "fp32", "bf16" or "fp16".
-        store_dtype: "float16" or "float32".
+        store_dtype: "float16", "float32" or "int8".
         limit: only the first so many images of each class and split.
         max_pixels: larger images are not decoded.
         device: "auto", "cpu", "cuda" or "cuda:N".

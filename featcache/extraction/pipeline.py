@@ -129,7 +129,7 @@ class Writer:
         """Take the features of a batch; commit the shard when it is whole."""
         part = batch.part
         if batch.first == part.first:
-            dtype = self.cache.recipe.store_dtype
+            dtype = self.cache.row_dtype
             self.features = {
                 node: np.empty((len(part), width), dtype) for node, width in self.cache.columns.items()
             }
@@ -233,7 +233,7 @@ def _features(
     for node, rows in extractor(batch.pixels).items():
         rows[lost] = 0
         with np.errstate(over="ignore"):
-            stored = rows.astype(cache.recipe.store_dtype)
+            stored = rows.astype(cache.row_dtype)
         # One sum a batch tells whether anything is not finite; the search for where comes only then.
         if not np.isfinite(stored.sum(dtype=np.float64)):
             raise _not_finite(cache, dataset, node, batch.first, rows, stored)
@@ -254,7 +254,7 @@ def _not_finite(
     where = f"column {column} of node {node!r} for {name}"
     if np.isfinite(value):
         return CacheError(
-            f"A feature does not fit into {cache.recipe.store_dtype}: {value:g} in {where}.",
+            f"A feature does not fit into {cache.row_dtype}: {value:g} in {where}.",
             "Extract with --store-dtype float32.",
         )
     return CacheError(

@@ -149,6 +149,17 @@ KEYS: dict[str, dict[str, str]] = {
         "folders": "where data, features and official weights are",
         "file_system": 'promise → "" where it is kept, else what happened',
     },
+    "doctor --drift": {
+        "cache": "the cache's name",
+        "rows": "how many rows were embedded again",
+        "nodes": "node → how far they are from the stored ones: cosine (the smallest over the rows), "
+        "difference (the largest, in standard deviations of its column, beyond what rounding to the stored "
+        "type explains), worst (id of that row), column",
+        "least_cosine": "what is allowed for the recipe's precision",
+        "largest_difference": "likewise; null where only the cosine is held to a limit",
+        "versions": "library → [when it was made, here], where they differ",
+        "within": "whether all is within what is allowed; if not, the exit code is 1",
+    },
     "demo": {
         "weights": "which weights ResNet-18 got",
         "extract": "as `extract --json` gives it",

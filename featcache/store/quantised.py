@@ -2,8 +2,8 @@
 
 value = offset + scale * code, with codes from -128 to 127: the affine quantisation of Jacob et al.,
 "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference", CVPR 2018,
-eq. 1, for each column. Half the size of float16, with a largest error of half a step: the column's range in the
-shard divided by 510.
+eq. 1, for each column. Half the size of float16, with a largest error of half a step: the column's range in
+the shard divided by 510.
 
 Scale and offset are the shard's own, from the smallest and the largest value of its rows: nothing has to be
 measured before the first shard or agreed upon by several writers, a shard is the same whoever computes it and
@@ -121,7 +121,9 @@ class QuantisedRows:
     def __getitem__(self, rows: Any) -> NDArray[np.floating]:
         """Return the row (D,) of a number, or the rows (n, D) of a slice, a mask or an array of numbers."""
         if isinstance(rows, int | np.integer):
-            return self._values(self.codes[rows][None], self.shard[rows][None])[0]
+            rows = slice(rows, rows + 1) if rows >= 0 else slice(rows, rows + 1 or None)
+            row: NDArray[np.floating] = self[rows][0]
+            return row
         return self._values(self.codes[rows], self.shard[rows])
 
     def part(self, rows: slice | NDArray[np.int64]) -> QuantisedRows:

@@ -127,7 +127,7 @@ def _base(blocks: list[dict[str, Block]], node: str, alone: bool) -> NDArray[Any
     scale, offset = (
         np.stack([block[name_of(what, node, alone)].map() for block in blocks]) for what in (SCALE, OFFSET)
     )
-    return joined(rows, [block.shape[0] for block in features], scale, offset)
+    return joined(rows.view(np.int8), [block.shape[0] for block in features], scale, offset)
 
 
 def has_split(cache: Cache, split: str, val_fraction: float = 0.2) -> bool:

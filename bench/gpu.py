@@ -140,7 +140,7 @@ class Bench:
         )
         undo = reading.pin(near.reshape(-1)) if reading.pin else lambda: None
         far = torch.from_numpy(near).to(self.device)
-        lane = Lane(self.extractor, self.cache.recipe.store_dtype, self.size)
+        lane = Lane(self.extractor, self.cache.row_dtype, self.size)
         room = [torch.from_numpy(lane.room((self.size, width))) for width in self.cache.columns.values()]
         rows = [torch.randn(each.shape, device=self.device).to(each.dtype) for each in room]
 
@@ -183,7 +183,7 @@ class Bench:
     def shards(self, folder: Path, threads: int) -> dict[str, float]:
         """Return images a second of making, hashing and writing a whole shard, by one thread each."""
         part = max(self.cache.shards(), key=len)
-        n, dtype = len(part), self.cache.recipe.store_dtype
+        n, dtype = len(part), self.cache.row_dtype
         rng = np.random.default_rng(0)
         features = {
             node: rng.standard_normal((n, width), np.float32).astype(dtype)

@@ -70,7 +70,7 @@ def best(sizes: Iterable[int], rate: Callable[[int], float]) -> int:
 
 
 def _rate(extractor: Extractor, recipe: Recipe, size: int) -> float:
-    lane = Lane(extractor, "float32" if recipe.store_dtype == "float32" else "float16", size)
+    lane = Lane(extractor, recipe.row_dtype, size)
     try:
         seconds = lane.seconds()
     except BackboneError:

@@ -11,6 +11,7 @@ from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.siblings import rows_elsewhere
 from featcache.progress import Progress, silent
+from featcache.recipe import ITEMSIZES
 from featcache.store import records
 from featcache.store.cache import Cache
 
@@ -43,7 +44,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     measured = measured_rate(job, extractor, batch_size, settings.workers)
     record = job.record(measured["columns"], settings.rows_per_shard)
     left = len(job.dataset) - there
-    itemsize = 2 if job.recipe.store_dtype == "float16" else 4
+    itemsize = ITEMSIZES[job.recipe.store_dtype]
     needed = needed_bytes(job.plan(), measured["columns"], itemsize, record["rows_per_shard"], left)
     check_space(settings.features_dir, needed)
     name = records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
@@ -68,7 +69,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
 
 
 def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
-    itemsize = 2 if cache.recipe.store_dtype == "float16" else 4
+    itemsize = ITEMSIZES[cache.recipe.store_dtype]
     return {
         "cache": str(cache.path),
         "hit": True,

@@ -94,7 +94,7 @@ def lane_of(recipe: Recipe, extractor: Extractor, batch_size: int) -> Lane:
     """Return the lane that computes a recipe's rows; on a GPU it resizes small images itself."""
     step, device = recipe.preprocess, extractor.device
     resize = partial(_resizer, step, device) if device != "cpu" and is_pillows(step.interpolation) else None
-    return Lane(extractor, recipe.store_dtype, batch_size, resize)
+    return Lane(extractor, recipe.row_dtype, batch_size, resize)
 
 
 def _resizer(step: Preprocess, device: str, source: Shape) -> Resizer:
@@ -150,7 +150,7 @@ class _Work:
         value = float(self.extractor(image[None])[node][0, column])
         if np.isfinite(value):
             return CacheError(
-                f"A feature does not fit into {self.cache.recipe.store_dtype}: {value:g} in {where}.",
+                f"A feature does not fit into {self.cache.row_dtype}: {value:g} in {where}.",
                 "Extract with --store-dtype float32.",
             )
         return CacheError(

@@ -46,21 +46,23 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def seconds(step: Callable[[], Any], device: str, runs: int) -> float:
-    """Return the median seconds of a step: on a GPU of its kernels alone, replayed from a graph."""
+def seconds(step: Callable[[], Any], device: str, runs: int, recorded: bool = True) -> float:
+    """Return the median seconds of a step: on a GPU of its kernels, from a graph if `recorded`."""
     if device == "cpu":
         step()
         return statistics.median(clock(step) for _ in range(runs))
-    stream, recorded = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize(device)
+    stream, graphed = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         step(), step()
     stream.synchronize()
-    with torch.cuda.graph(recorded, stream=stream):
-        kept = step()  # noqa: F841  # its memory belongs to the graph
+    if recorded:
+        with torch.cuda.graph(graphed, stream=stream):
+            kept = step()  # noqa: F841  # its memory belongs to the graph
     events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 2)]
     with torch.cuda.stream(stream):
         for event in events:
-            recorded.replay()
+            (graphed.replay if recorded else step)()
             event.record()
     stream.synchronize()
     return statistics.median(a.elapsed_time(b) / 1e3 for a, b in pairwise(events[1:]))
@@ -101,7 +103,7 @@ class Bench:
             ("from the device GB/s", lambda: near.copy_(far, non_blocking=True), 1),
             ("on the device GB/s", lambda: other.copy_(far), 2),
         ):
-            rates[name] = moved * (64 << 20) / 1e9 / seconds(step, self.device, self.runs)
+            rates[name] = moved * (64 << 20) / 1e9 / seconds(step, self.device, self.runs, False)
         return rates
 
     def flop(self) -> float:
@@ -152,8 +154,8 @@ class Bench:
         try:
             return {
                 "pixels there": self.size
-                / seconds(lambda: far.copy_(source, non_blocking=True), self.device, self.runs),
-                "rows back": self.size / seconds(back, self.device, self.runs),
+                / seconds(lambda: far.copy_(source, non_blocking=True), self.device, self.runs, False),
+                "rows back": self.size / seconds(back, self.device, self.runs, False),
             }
         finally:
             undo()

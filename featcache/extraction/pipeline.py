@@ -70,6 +70,7 @@ def run(
     reader = Reader(dataset, cache.recipe.preprocess, reading(lane, batch_size, workers, max_pixels))
     writer = Writer(cache, left, lane.room, WRITERS if lane.depth else 1, lane.depth)
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress))
+    lane.prepare(reader.shape)  # while the processes that decode begin
     under_way: deque[tuple[Batch, Features, Flight]] = deque()
     try:
         for batch in reader.batches(shared(cache.path, left, partial(_committed, cache))):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from torch import Tensor, fx, nn
 from featcache.backbones import graph
 from featcache.backbones.devices import device_facts, exact_float32, resolve_device
 from featcache.backbones.preprocess import Normalise
+from featcache.backbones.runtimes.base import Body, Work
+from featcache.backbones.runtimes.streams import in_streams
 from featcache.backbones.weights import FEATURES_ONLY
 from featcache.errors import BackboneError, WeightsError, unknown
 from featcache.recipe import Node, Preprocess
@@ -64,9 +68,18 @@ class Extractor:
             full = graph.find(traced, node.name, type(network).__name__)
             if full != node.name:
                 raise BackboneError(f"{node.name!r} is a block of layers.", f"Name its last one: {full!r}.")
-        self._body = _prepared(graph.cut(traced, nodes), self.dtype, self.device)
+        network_cut = graph.cut(traced, nodes)
+        self._body = _prepared(network_cut, self.dtype, self.device)
+        self._run: Callable[[Tensor], dict[str, Tensor]] = self._body
         self._normalise = Normalise(preprocess.mean, preprocess.std, self.device, self.dtype)
         self.columns = self._columns()
+        self.runtime, self.threads = "torch", torch.get_num_threads()
+        exact = partial(_prepared, network_cut, torch.float32, "cpu")
+        self.work = Work(exact, self._body, precision, self.device, self.crop, self.threads)
+
+    def use(self, body: Body) -> None:
+        """Compute with another runtime from now on."""
+        self._run, self.runtime, self._normalise.dtype = body, body.name, body.dtype
 
     def __call__(self, batch: NDArray[np.uint8] | Tensor) -> dict[str, NDArray[np.float32]]:
         """Return node name -> float32 (B, D) for uint8 images (B, crop, crop, 3), as arrays of their own.
@@ -82,26 +95,31 @@ class Extractor:
         if len(batch) == 0:
             return {name: np.empty((0, width), np.float32) for name, width in self.columns.items()}
         with _frozen():
-            rows = self._body(self._normalise(batch))
+            rows = self._run(self._normalise(batch))
             return {name: values.cpu().numpy() for name, values in rows.items()}
 
     def forward_only_rate(self, batch_size: int, seconds: float = 2.0) -> float:
         """Return images per second of the network alone, on synthetic input that is on the device already.
 
-        Runs once to warm up, then for at least `seconds` and one batch.
+        Runs once to warm up, then for at least `seconds` and two batches a stream.
         """
         size = (batch_size, self.crop, self.crop, 3)
+        pixels = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         with _frozen():
-            pixels = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
             images = self._normalise(pixels)
-            self._body(images)
-            self._wait()
-            done, begin = 0, time.perf_counter()
-            while done == 0 or time.perf_counter() - begin < seconds:
-                self._body(images)
+
+        def call(number: int) -> int:
+            with _frozen():
+                self._run(images)
                 self._wait()
-                done += batch_size
-            return done / (time.perf_counter() - begin)
+            return batch_size
+
+        streams, each = self.work.streams, self.work.threads_each
+        sum(in_streams(call, range(streams), streams, each))
+        done, begin = 0, time.perf_counter()
+        while done == 0 or time.perf_counter() - begin < seconds:
+            done += sum(in_streams(call, range(2 * streams), streams, each))
+        return done / (time.perf_counter() - begin)
 
     def _wait(self) -> None:
         if self.device != "cpu":

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from featcache.backbones.runtime import Extractor
+from featcache.backbones.runtimes.streams import in_streams
 from featcache.errors import SpaceError
-from featcache.extraction.pipeline import Reader
+from featcache.extraction.pipeline import Batch, Reader
 from featcache.extraction.resolve import Job
 from featcache.store.plan import Plan, ShardPlan
 
@@ -54,9 +55,17 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
     n = min(len(job.dataset), batch_size * SAMPLE_BATCHES)
     images, begin = 0, time.perf_counter()
     try:
-        for number, batch in enumerate(reader.batches(iter([ShardPlan("train-00000", 0, n)]))):
+        parts = iter([ShardPlan("train-00000", 0, n)])
+
+        def embed(batch: Batch) -> Batch:
+            """Wait for the images of a batch and embed them."""
             batch.wait()
             extractor(batch.pixels)
+            return batch
+
+        work = extractor.work
+        done = in_streams(embed, reader.batches(parts), work.streams, work.threads_each)
+        for number, batch in enumerate(done):
             if number == 0 and n > batch_size:
                 begin = time.perf_counter()
             else:

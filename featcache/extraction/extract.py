@@ -40,6 +40,7 @@ class Extraction:
     seconds: float
     images: int = 0  # embedded by this call
     extraction_seconds: float = 0.0  # of them, without set-up
+    runtime: str | None = None  # what ran the backbone, None where nothing was embedded
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -56,6 +57,7 @@ class Extraction:
             "images_per_second": None if rate is None else round(rate, 2),
             "seconds": round(self.seconds, 3),
             "bad_images": self.bad_images,
+            "runtime": self.runtime,
         }
 
 
@@ -137,13 +139,21 @@ def _fill(
 ) -> Extraction:
     """Compute what is missing and seal the cache."""
     from featcache.extraction import pipeline
+    from featcache.extraction.runtime import offer_bf16, take_runtime
+    from featcache.extraction.speeds import forget_begun
 
     extractor = job.extractor(settings.device)
-    cache = cache or _create(job, settings, dict(extractor.columns))
+    if cache is None:
+        cache = _create(job, settings, dict(extractor.columns))
+        forget_begun(settings.features_dir, cache.name)
     left = sum(len(part) for part in cache.todo())
     if left < len(cache.plan):
         notify(f"Going on with {cache.name}: {len(cache.plan) - left} of {len(cache.plan)} rows are there.")
     batch_size = settings.batch_size or pipeline.default_batch_size(extractor)
+    take_runtime(job, extractor, settings, left, cache.name, notify)
+    offer = offer_bf16(job, extractor, settings, left, batch_size)
+    if offer:
+        notify(offer)
     start = time.perf_counter()
     images = pipeline.run(
         cache,
@@ -157,8 +167,14 @@ def _fill(
     )
     seconds = time.perf_counter() - start
     found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds = images, seconds
-    facts = {"device": str(extractor.device), "batch_size": batch_size, "images": images, "seconds": seconds}
+    found.images, found.extraction_seconds, found.runtime = images, seconds, extractor.runtime
+    facts = {
+        "device": str(extractor.device),
+        "runtime": extractor.runtime,
+        "batch_size": batch_size,
+        "images": images,
+        "seconds": seconds,
+    }
     memory.record_extraction(settings.features_dir, cache.name, facts | {"total_seconds": found.seconds})
     return found
 

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from featcache.backbones.preprocess import fit
 from featcache.backbones.runtime import Extractor
+from featcache.backbones.runtimes.streams import in_streams
 from featcache.errors import BadImageError, CacheError, DatasetError
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
@@ -32,6 +34,7 @@ PREFETCH = 3  # batches being decoded ahead of the backbone
 CHUNK = 4  # images a task: fewer tasks than images, yet enough of them to keep every thread busy
 
 Bad = tuple[int, str]
+Embedded = tuple["Batch", dict[str, NDArray[np.floating]], list[Bad]]
 
 
 @dataclass
@@ -190,12 +193,20 @@ def run(
     writer = Writer(cache)
     count = _Count(cache, left, progress)
     try:
-        for batch in reader.batches(shared(cache.path, left, partial(_committed, cache))):
+        batches = reader.batches(shared(cache.path, left, partial(_committed, cache)))
+
+        def embed(batch: Batch) -> Embedded:
+            """Wait for the images of a batch and embed them."""
             bad = batch.wait()
             if bad and not skip_bad:
                 raise unreadable(dataset, bad)
-            writer.add(batch, _features(cache, dataset, extractor, batch, bad), bad)
-            count.add(batch)
+            return batch, _features(cache, dataset, extractor, batch, bad), bad
+
+        work = extractor.work
+        with closing(in_streams(embed, batches, work.streams, work.threads_each)) as embedded:
+            for batch, features, bad in embedded:
+                writer.add(batch, features, bad)
+                count.add(batch)
         writer.finish()
     finally:
         reader.close()
@@ -277,7 +288,7 @@ def default_batch_size(extractor: Extractor) -> int:
 
     On a CPU small batches keep the activations in the caches; a GPU needs many images to be busy.
     """
-    return 128 if extractor.device.startswith("cuda") else 16
+    return 128 if extractor.device.startswith("cuda") else extractor.work.chunk
 
 
 def cores() -> int:

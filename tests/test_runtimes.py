@@ -118,7 +118,7 @@ def test_openvino_is_for_cpus_and_for_what_they_have(monkeypatch: pytest.MonkeyP
     of = needs("openvino")
     on_gpu = Work(of.exact, of.cast, "fp32", "cuda:0", 64, 2)
     assert "not on cuda:0" in RUNTIMES["openvino"].absent(on_gpu)
-    assert on_gpu.streams == 1
+    assert on_gpu.streams == 1 and "not for cuda:0" in RUNTIMES["compile"].absent(on_gpu)
     half = Work(of.exact, of.cast, "fp16", "cpu", 64, 2)
     assert "fp16" in RUNTIMES["openvino"].absent(half)
     monkeypatch.setattr(openvino, "_has_bf16", lambda: False)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from featcache.backbones.lane import Flight, Lane
 from featcache.backbones.runtime import Extractor
-from featcache.backbones.runtimes.streams import in_streams
 from featcache.errors import SpaceError
-from featcache.extraction.pipeline import Batch, Reader
+from featcache.extraction.reader import Batch, Reader, Reading
 from featcache.extraction.resolve import Job
 from featcache.store.plan import Plan, ShardPlan
 
@@ -51,26 +54,33 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
-    reader = Reader(job.dataset, job.recipe.preprocess, batch_size, workers, job.request.max_pixels)
-    n = min(len(job.dataset), batch_size * SAMPLE_BATCHES)
-    images, begin = 0, time.perf_counter()
+    lane = Lane(extractor, "float32", batch_size)
+    how = Reading(batch_size, workers, job.request.max_pixels, after=lane.depth + 1)
+    reader = Reader(job.dataset, job.recipe.preprocess, how)
+    n = min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
+    under_way: deque[tuple[Batch, Flight]] = deque()
+    images, begin = 0, 0.0
+
+    def land() -> None:
+        nonlocal images, begin
+        batch, flight = under_way.popleft()
+        flight.wait()
+        reader.give(batch)
+        images += batch.stop - batch.first if begin or n <= batch_size else 0
+        begin = begin or (time.perf_counter() if n > batch_size else start)
+
+    start = time.perf_counter()
     try:
-        parts = iter([ShardPlan("train-00000", 0, n)])
-
-        def embed(batch: Batch) -> Batch:
-            """Wait for the images of a batch and embed them."""
-            batch.wait()
-            extractor(batch.pixels)
-            return batch
-
-        work = extractor.work
-        done = in_streams(embed, reader.batches(parts), work.streams, work.threads_each)
-        for number, batch in enumerate(done):
-            if number == 0 and n > batch_size:
-                begin = time.perf_counter()
-            else:
-                images += batch.stop - batch.first
+        for batch in reader.batches(iter([ShardPlan("train-00000", 0, n)])):
+            size = batch.stop - batch.first
+            rows = {node: np.empty((size, width), np.float32) for node, width in extractor.columns.items()}
+            under_way.append((batch, lane.submit(batch.pixels, rows)))
+            if len(under_way) > lane.depth:
+                land()
+        while under_way:
+            land()
     finally:
+        lane.close()
         reader.close()
     rate = images / max(time.perf_counter() - begin, 1e-9)
     return {"images_per_second": round(rate, 1), "columns": dict(extractor.columns)}

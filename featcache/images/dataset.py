@@ -73,6 +73,10 @@ class Dataset(ABC):
             BadImageError: it cannot be read.
         """
 
+    def file(self, i: int) -> str | None:
+        """Return the path of the file that holds just this sample, None where there is none."""
+        return None
+
     def image(self, i: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """Return the RGB pixels of a sample, uint8 (H, W, 3). Safe to call from many threads.
 
@@ -151,6 +155,10 @@ class _Part(Dataset):
     def raw(self, i: int) -> bytes | NDArray[np.uint8]:
         """Return what is stored for the sample, as the whole data set's `raw` does."""
         return self._whole.raw(self._rows[i])
+
+    def file(self, i: int) -> str | None:
+        """Return the sample's file, as the whole data set's `file` does."""
+        return self._whole.file(self._rows[i])
 
 
 def content_hash(data: bytes | NDArray[np.uint8]) -> bytes:

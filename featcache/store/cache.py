@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, records, shard
+from featcache.store import claims, layout, records, shard
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -151,13 +151,14 @@ class Cache:
         """
         status = np.zeros(len(part), dtype=np.uint8)
         status[[row - part.first for row, _ in bad]] = shard.BAD
-        data = shard.build(features, self.plan.labels[part.first : part.stop], part.rows, status)
-        digest = shard.hash_of(data)
+        labels = self.plan.labels[part.first : part.stop]
+        data = layout.pieces(shard.arrays(features, labels, part.rows, status))
+        digest = layout.hash_of(data)
         record = Commit(
             key=self.key,
             shard=part.name,
             file=f"{part.name}-{digest[:16]}.h5",
-            size=len(data),
+            size=sum(len(piece) for piece in data),
             xxh3_128=digest,
             first=part.first,
             last=part.stop - 1,

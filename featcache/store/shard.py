@@ -12,7 +12,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from featcache.errors import DamagedError
-from featcache.store.plan import PAGE
+from featcache.store import layout
 
 OK, BAD = 0, 1  # the status codes of a row
 FEATURES = "features"
@@ -37,13 +37,13 @@ class Block:
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
 
-def build(
+def arrays(
     features: Mapping[str, NDArray[np.floating]],
     labels: NDArray[np.int64],
     rows: NDArray[np.int64],
     status: NDArray[np.uint8],
-) -> bytes:
-    """Return the bytes of a shard; equal arrays give equal bytes.
+) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a shard by their names in the file, in the order they are written.
 
     Args:
         features: node → (n, D); with one node the data set is `features`, with several `features/<node>`.
@@ -51,25 +51,23 @@ def build(
         rows: (n,) rows of the plan.
         status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
     """
-    # The core driver with no backing store never touches the disk, where HDF5 can die by a signal when
-    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x.
-    with h5py.File(
-        "shard",
-        "w",
-        driver="core",
-        backing_store=False,
-        libver=("v110", "v110"),
-        alignment_threshold=1,
-        alignment_interval=PAGE,
-    ) as file:
-        for node, array in features.items():
-            name = FEATURES if len(features) == 1 else f"{FEATURES}/{node}"
-            file.create_dataset(name, data=np.ascontiguousarray(array))
-        file.create_dataset("label", data=labels.astype(np.int64))
-        file.create_dataset("row", data=rows.astype(np.int64))
-        file.create_dataset("status", data=status.astype(np.uint8))
-        file.flush()
-        return bytes(file.id.get_file_image())
+    named: dict[str, NDArray[np.generic]] = {
+        FEATURES if len(features) == 1 else f"{FEATURES}/{node}": np.ascontiguousarray(array)
+        for node, array in features.items()
+    }
+    named["label"], named["row"] = labels.astype(np.int64), rows.astype(np.int64)
+    named["status"] = status.astype(np.uint8)
+    return named
+
+
+def build(
+    features: Mapping[str, NDArray[np.floating]],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    status: NDArray[np.uint8],
+) -> bytes:
+    """Return the bytes of a shard as HDF5 writes it; equal arrays give equal bytes. Arguments as `arrays`."""
+    return layout.write(arrays(features, labels, rows, status))
 
 
 def hash_of(data: bytes | memoryview) -> str:

@@ -21,7 +21,7 @@ class Work:
     Attributes:
         exact: returns the cut network in float32 on the CPU, batch norms folded, as a module of its own.
         cast: the same in the precision's dtype and on the device, channels_last.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         device: "cpu" or "cuda:N".
         crop: images are (B, 3, crop, crop).
         threads: how many threads of the CPU the backbone may keep busy.
@@ -37,7 +37,7 @@ class Work:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the precision."""
-        return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[self.precision]
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
 
     @property
     def streams(self) -> int:
@@ -58,9 +58,9 @@ class Work:
         """Images of a call to a runtime whose calls are all of one size."""
         return max(2, IMAGES_UNDER_WAY // self.streams)
 
-    def images(self, count: int | None = None) -> Tensor:
-        """Return black images in the network's own layout, for making and warming up."""
-        shape = (count or self.chunk, 3, self.crop, self.crop)
+    def images(self) -> Tensor:
+        """Return a chunk of black images in the network's own layout, for making and warming up."""
+        shape = (self.chunk, 3, self.crop, self.crop)
         return torch.zeros(shape).contiguous(memory_format=torch.channels_last)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-LEAST_COSINE = {"fp32": 0.999999, "fp16": 0.9999, "bf16": 0.999}
+LEAST_COSINE = {"fp32": 0.999999, "tf32": 0.9999, "fp16": 0.9999, "bf16": 0.999}
 MOST_DIFFERENCE = {"fp32": 1e-3}  # of the standard deviation of all features of the batch
 
 
@@ -17,14 +17,14 @@ def disagreement(
 ) -> str:
     """Return in what rows differ from exact ones beyond what their precision allows; empty where they agree.
 
-    Every row's cosine with the exact one must be at least .999999 in fp32, .9999 in fp16, .999 in bf16; in
+    Every row's cosine with the exact one must be at least .999999 in fp32, .9999 in tf32 and fp16, .999 in bf16; in
     fp32 no value may be off by more than 1e-3 of the standard deviation besides. Where eager torch in that
     precision is further off than that, which is then the network's doing, a runtime may be half again as far.
 
     Args:
         rows: node → (B, D), of the runtime.
         exact: the same of eager float32.
-        precision: "fp32", "bf16" or "fp16".
+        precision: "fp32", "tf32", "bf16" or "fp16".
         eager: the rows of eager torch in that precision.
     """
     if list(rows) != list(exact):

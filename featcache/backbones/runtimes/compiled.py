@@ -1,6 +1,6 @@
 """torch.compile: generated code, for a minute of compiling beforehand.
 
-Compiled for one number of images, and on a CPU for one number of threads, which the generated code holds.
+Compiled for one number of images and one number of threads, which the generated code holds.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ from torch import Tensor
 
 from featcache.backbones.runtimes.base import Body, Work, in_chunks
 
-GPU_CHUNK = 128  # images of a call on a GPU
-
 
 class CompiledBody(Body):
     """The network through torch.compile (Ansel et al., "PyTorch 2", ASPLOS 2024)."""
@@ -26,17 +24,15 @@ class CompiledBody(Body):
 
     @staticmethod
     def absent(work: Work) -> str:
-        """Compiling for a CPU needs a C++ compiler."""
-        if work.device == "cpu" and _compiler() is None:
-            return "there is no C++ compiler"
-        return ""
+        """It is for the CPU (on a GPU kernels are fused and replayed without it) and needs a compiler."""
+        if work.device != "cpu":
+            return f"it is for the CPU, not for {work.device}"
+        return "there is no C++ compiler" if _compiler() is None else ""
 
     def __init__(self, work: Work) -> None:
-        self.dtype = work.dtype
-        self.threads = work.threads_each if work.device == "cpu" else None
-        self.chunk = work.chunk if work.device == "cpu" else GPU_CHUNK
+        self.dtype, self.threads, self.chunk = work.dtype, work.threads_each, work.chunk
         self.module = torch.compile(copy.deepcopy(work.cast), dynamic=False)
-        self(work.images(self.chunk).to(work.device, self.dtype))
+        self(work.images().to(self.dtype))
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         """See `Body`."""
@@ -57,14 +53,14 @@ def _compiler() -> str | None:
 
 
 @contextlib.contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def _threads(count: int) -> Iterator[None]:
     """Call with the number of threads that was compiled for: with any other, torch would compile again."""
     before = torch.get_num_threads()
-    if count in (None, before):
+    if count == before:
         yield
         return
     try:
-        torch.set_num_threads(int(count or 1))
+        torch.set_num_threads(count)
         yield
     finally:
         torch.set_num_threads(before)

@@ -1,0 +1,178 @@
+"""The batched resize: Pillow's own bytes, at every size, for every filter, on whatever device there is."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from featcache.backbones import resize_plan as plans
+from featcache.backbones.preprocess import fit
+from featcache.backbones.resize import Resizer, resizer
+from featcache.backbones.taps import BITS, taps
+from featcache.errors import BackboneError, BadImageError
+from featcache.images.decode import decode
+from featcache.recipe import Preprocess
+
+FILTERS = ["bilinear", "bicubic", "lanczos", "hamming", "box", "nearest"]
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def batch(count: int, height: int, width: int, seed: int = 0, hard: bool = False) -> NDArray[np.uint8]:
+    """Noise; hard: black and white only, which makes filters with negative weights leave 0..255."""
+    values = np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return np.where(values > 127, 255, 0).astype(np.uint8) if hard else values
+
+
+def fitted(images: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
+    return np.stack([fit(image, p) for image in images])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@settings(max_examples=120, deadline=None)
+@given(
+    height=st.integers(1, 130),
+    width=st.integers(1, 130),
+    resize=st.integers(1, 90),
+    crop=st.integers(1, 100),
+    mode=st.sampled_from(["auto", "weights", "squash"]),
+    how=st.sampled_from(FILTERS),
+    hard=st.booleans(),
+)
+def test_every_byte_is_pillows(
+    device: str, height: int, width: int, resize: int, crop: int, mode: str, how: str, hard: bool
+) -> None:
+    images = batch(2, height, width, seed=height * 131 + width, hard=hard)
+    p = Preprocess(mode, resize, crop, how)
+    try:
+        wanted = fitted(images, p)
+    except BadImageError:
+        with pytest.raises(BadImageError, match="too elongated"):
+            Resizer((height, width), p, device)
+        return
+    got = Resizer((height, width), p, device)(torch.from_numpy(images).to(device))
+    assert got.is_contiguous() and got.dtype == torch.uint8
+    assert np.array_equal(got.cpu().numpy(), wanted)
+
+
+@pytest.mark.parametrize("how", ["bilinear", "bicubic", "lanczos"])
+@pytest.mark.parametrize(
+    "size", [(28, 28), (32, 32), (96, 96), (160, 213), (375, 500), (500, 333), (900, 224)]
+)
+def test_sizes_people_use(size: tuple[int, int], how: str) -> None:
+    images, p = batch(2, *size), Preprocess("auto", 256, 224, how)
+    assert np.array_equal(Resizer(size, p)(torch.from_numpy(images)).numpy(), fitted(images, p))
+
+
+@pytest.mark.parametrize("how", FILTERS)
+def test_both_orders_of_the_passes_are_reproduced(how: str) -> None:
+    """Sizes on both sides of the border where Pillow 13 begins with the rows."""
+    for source, target in [
+        ((60, 40), (40, 30)),
+        ((61, 40), (40, 30)),
+        ((40, 60), (30, 80)),
+        ((41, 40), (40, 40)),
+    ]:
+        image = batch(1, *source)[0]
+        theirs = np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling[how.upper()]))
+        first = plans.down_first(source, target) and plans.pillow_may_begin_down()
+        assert np.array_equal(plans._resized(image, target, how, first), theirs)
+    assert plans.down_first((61, 40), (40, 30)) and not plans.down_first((60, 40), (40, 30))
+    assert not plans.down_first((40, 40), (40, 50))
+
+
+def test_the_order_matters() -> None:
+    """Else the test above could not fail."""
+    image = batch(1, 61, 40)[0]
+    one, other = (plans._resized(image, (40, 30), "bilinear", first) for first in (True, False))
+    assert not np.array_equal(one, other) and np.abs(one.astype(int) - other).max() == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 400), st.sampled_from(FILTERS))
+def test_weights_add_up_and_fit_32_bits(source: int, target: int, how: str) -> None:
+    found = taps(source, target, how)
+    assert found.index.min() >= 0 and found.index.max() < source
+    total = found.weight.astype(np.int64).sum(axis=1)
+    assert np.abs(total - (1 << BITS)).max() <= found.weight.shape[1]  # each is rounded
+    assert np.abs(found.weight.astype(np.int64)).sum(axis=1).max() * 255 < 2**31 - (1 << 21)
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    images, p = torch.from_numpy(batch(7, 32, 32)), Preprocess("auto", 256, 224)
+    work = Resizer((32, 32), p)
+    whole = work(images)
+    assert torch.equal(whole, torch.cat([work(images[:3]), work(images[3:])]))
+    assert work(images[:0]).shape == (0, 224, 224, 3)
+
+
+def test_views_are_taken_and_nothing_is_changed() -> None:
+    images, p = torch.from_numpy(batch(2, 40, 60)), Preprocess("auto", 30, 24)
+    before, view = images.clone(), images[:, ::2].flip(2)
+    assert torch.equal(Resizer((20, 60), p)(view), Resizer((20, 60), p)(view.clone()))
+    same = Resizer((24, 24), Preprocess("squash", 24, 24))(images[:, :24, :24])
+    same.zero_()
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        torch.zeros(1, 8, 9, 3, dtype=torch.uint8),
+        torch.zeros(1, 8, 8, 3),
+        torch.zeros(8, 8, 3, dtype=torch.uint8),
+    ],
+)
+def test_other_batches_are_refused(images: torch.Tensor) -> None:
+    with pytest.raises(BackboneError, match=r"must be uint8 \(\d, 8, 8, 3\) on cpu, got"):
+        Resizer((8, 8), Preprocess("squash", 24, 24))(images)
+
+
+def test_unknown_interpolation_and_a_pillow_that_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackboneError, match="Unknown interpolation 'cubic'"):
+        Resizer((8, 8), Preprocess("squash", 24, 24, "cubic"))
+    plans.is_pillows.cache_clear()
+    honest = plans.resize_with_pillow
+    monkeypatch.setattr(plans, "resize_with_pillow", lambda *a: honest(*a) ^ np.uint8(1))
+    with pytest.raises(BackboneError, match="Pillow's box resize is not the one known here"):
+        Resizer((8, 8), Preprocess("squash", 24, 24, "box"))
+    plans.is_pillows.cache_clear()
+
+
+def test_resizers_are_kept() -> None:
+    p = Preprocess("auto", 256, 224)
+    assert resizer((32, 32), p) is resizer((32, 32), p)
+    assert resizer((32, 33), p) is not resizer((32, 32), p)
+
+
+def of_one_size(folder: Path, suffix: str, limit: int) -> dict[tuple[int, ...], list[NDArray[np.uint8]]]:
+    groups = defaultdict(list)
+    for path in sorted(folder.rglob(f"*.{suffix}"))[:limit]:
+        image = decode(path.read_bytes())
+        groups[image.shape[:2]].append(image)
+    return groups
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    ("folder", "suffix", "step"),
+    [
+        ("cifar10/test", "jpg", Preprocess("auto", 256, 224)),
+        ("imagenet-photos-200", "JPEG", Preprocess("auto", 256, 224)),
+        ("imagenet-photos-200", "JPEG", Preprocess("weights", 640, 600, "bicubic")),
+        ("imagenette160-subset/val", "JPEG", Preprocess("weights", 320, 300, "bicubic")),
+    ],
+)
+def test_real_images(real_data: Path, device: str, folder: str, suffix: str, step: Preprocess) -> None:
+    """Down and up. All 60 000 images of CIFAR-10 were compared once; here a part."""
+    for size, images in of_one_size(real_data / folder, suffix, 300).items():
+        got = resizer((size[0], size[1]), step, device)(torch.from_numpy(np.stack(images)).to(device))
+        assert np.array_equal(got.cpu().numpy(), fitted(np.stack(images), step)), size

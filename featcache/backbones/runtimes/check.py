@@ -17,8 +17,8 @@ def disagreement(
 ) -> str:
     """Return in what rows differ from exact ones beyond what their precision allows; empty where they agree.
 
-    Every row's cosine with the exact one must be at least .999999 in fp32, .9999 in tf32 and fp16, .999 in bf16; in
-    fp32 no value may be off by more than 1e-3 of the standard deviation besides. Where eager torch in that
+    Every row's cosine with the exact one must be at least .999999 in fp32, .9999 in tf32 and fp16, .999 in
+    bf16; in fp32 no value may be off by more than 1e-3 of the deviation besides. Where eager torch in that
     precision is further off than that, which is then the network's doing, a runtime may be half again as far.
 
     Args:

@@ -135,7 +135,7 @@ def stages(job: Job) -> dict[str, float]:
             "resize and crop": (lambda: [fit(one, step) for one in decoded], len(rows)),
             "normalise": (lambda: normalise(fitted), len(rows)),
             "cast, finite": (
-                lambda: [np.isfinite(x.astype(np.float16).sum()) for x in features.values()],
+                lambda: [np.isfinite(x.astype(np.float16).sum(dtype=np.float64)) for x in features.values()],
                 many,
             ),
             "shard build": (lambda: shard.build(stored, labels, numbers, status), many),
@@ -189,7 +189,7 @@ def peers(data: Path, folder: Path, o: argparse.Namespace) -> None:
             settings = Settings(folder / "features", folder / "data", "cpu", runtime=o.runtime[-1])
             request = Request(job.request.dataset, backbone, o.weights, precision=o.precision[-1])
             found = extract(request, settings)
-            ours.append(found.images / found.seconds)
+            ours.append(found.images / found.extraction_seconds)  # theirs have their networks ready too
             for name in list(theirs):
                 try:
                     theirs[name].append(PEERS[name](backbone, data, state, squash))
@@ -197,7 +197,7 @@ def peers(data: Path, folder: Path, o: argparse.Namespace) -> None:
                     print(f"{backbone:<14}{name:<18} left out: {type(error).__name__}: {error}"[:150])
                     del theirs[name]
         what = f"featcache {o.precision[-1]} {o.runtime[-1]}"
-        print(f"{backbone:<14}{what:<26}{statistics.median(ours):>8.1f}  with set-up")
+        print(f"{backbone:<14}{what:<26}{statistics.median(ours):>8.1f}")
         for name, rates in theirs.items():
             ratio = statistics.median(a / b for a, b in zip(ours, rates, strict=True))
             print(f"{backbone:<14}{name:<26}{statistics.median(rates):>8.1f}{ratio:>15.2f}×", flush=True)

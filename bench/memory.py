@@ -48,12 +48,14 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--backbone", default="squeezenet1_1")
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--layer", help="read here instead of at the end, for more images a second")
     options = parser.parse_args()
     first = None
     for count in options.counts:
         with tempfile.TemporaryDirectory() as name:
             data = linked_folder(Path(name) / "images", count)
             asked = f"--backbone {options.backbone} --weights random:0 --image-size {options.image_size}"
+            asked += f" --layer {options.layer}" if options.layer else ""
             command = [sys.executable, "-m", "featcache", "extract", "--dataset", f"folder:{data}"]
             megabytes, seconds = peak([*command, *asked.split(), "--features-dir", f"{name}/features"])
         first = first or megabytes

@@ -13,7 +13,7 @@ from featcache.backbones.runtime import Extractor
 from featcache.backbones.runtimes.base import Body, Work
 from featcache.backbones.runtimes.catalogue import make
 from featcache.backbones.runtimes.check import disagreement
-from featcache.recipe import Node, Preprocess
+from featcache.recipe import Preprocess
 
 SIZE = 64
 STEP = Preprocess("squash", SIZE, SIZE, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -121,4 +121,3 @@ CHECKS = [
     gives_rows_of_their_own,
     leaves_its_input_and_the_network_alone,
 ]
-SEVERAL = (Node("features.2", "flatten"), Node("features.6.cat", "avg"))

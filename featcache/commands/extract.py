@@ -78,7 +78,7 @@ def deciding(function: Any) -> Any:
 
 @click.command(short_help="Run a backbone over the images once and cache its features.")
 @deciding
-@options.device
+@options.devices
 @click.option(
     "--runtime",
     type=click.Choice(RUNTIMES),

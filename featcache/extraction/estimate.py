@@ -8,12 +8,11 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featcache.backbones.lane import Flight, Lane
+from featcache.backbones.lane import Flight
 from featcache.backbones.runtime import Extractor
 from featcache.errors import SpaceError
-from featcache.extraction.reader import Batch, Reader, Reading
+from featcache.extraction.pipeline import lane_of, reading
+from featcache.extraction.reader import Batch, Reader
 from featcache.extraction.resolve import Job
 from featcache.store.plan import Plan, ShardPlan
 
@@ -54,26 +53,30 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
-    lane = Lane(extractor, "float32", batch_size)
-    how = Reading(batch_size, workers, job.request.max_pixels, after=lane.depth + 1)
-    reader = Reader(job.dataset, job.recipe.preprocess, how)
+    lane = lane_of(job.recipe, extractor, batch_size)
+    reader = Reader(
+        job.dataset, job.recipe.preprocess, reading(lane, batch_size, workers, job.request.max_pixels)
+    )
     n = min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
+    rooms = deque(
+        {node: lane.room((batch_size, width)) for node, width in extractor.columns.items()}
+        for _ in range(lane.depth + 1)
+    )
     under_way: deque[tuple[Batch, Flight]] = deque()
-    images, begin = 0, 0.0
+    landed: list[tuple[int, float]] = []  # images and time of every batch
 
     def land() -> None:
-        nonlocal images, begin
+        """Wait for the oldest batch."""
         batch, flight = under_way.popleft()
         flight.wait()
+        landed.append((batch.stop - batch.first, time.perf_counter()))
         reader.give(batch)
-        images += batch.stop - batch.first if begin or n <= batch_size else 0
-        begin = begin or (time.perf_counter() if n > batch_size else start)
 
     start = time.perf_counter()
     try:
         for batch in reader.batches(iter([ShardPlan("train-00000", 0, n)])):
-            size = batch.stop - batch.first
-            rows = {node: np.empty((size, width), np.float32) for node, width in extractor.columns.items()}
+            rows = {node: room[: len(batch.pixels)] for node, room in rooms[0].items()}
+            rooms.rotate()
             under_way.append((batch, lane.submit(batch.pixels, rows)))
             if len(under_way) > lane.depth:
                 land()
@@ -82,5 +85,8 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
     finally:
         lane.close()
         reader.close()
-    rate = images / max(time.perf_counter() - begin, 1e-9)
+    if len(landed) > 1:
+        (_, start), *landed = landed
+    images = sum(size for size, _ in landed)
+    rate = images / max(landed[-1][1] - start, 1e-9)
     return {"images_per_second": round(rate, 1), "columns": dict(extractor.columns)}

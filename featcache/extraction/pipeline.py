@@ -25,7 +25,7 @@ from featcache.extraction.reader import Bad, Batch, Reader, Reading, cores
 from featcache.extraction.writer import Features, Writer
 from featcache.images.dataset import Dataset
 from featcache.progress import Progress, silent
-from featcache.recipe import Preprocess
+from featcache.recipe import Preprocess, Recipe
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.claims import shared
@@ -66,7 +66,7 @@ def run(
         CacheError: a feature is not finite, or a shard cannot be written.
     """
     left = cache.todo() if parts is None else list(parts)
-    lane = lane_of(cache, extractor, batch_size)
+    lane = lane_of(cache.recipe, extractor, batch_size)
     reader = Reader(dataset, cache.recipe.preprocess, reading(lane, batch_size, workers, max_pixels))
     writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth)
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress))
@@ -91,11 +91,11 @@ def run(
     return work.count.images
 
 
-def lane_of(cache: Cache, extractor: Extractor, batch_size: int) -> Lane:
-    """Return the lane that computes a cache's rows; on a GPU it resizes small images itself."""
-    step, device = cache.recipe.preprocess, extractor.device
+def lane_of(recipe: Recipe, extractor: Extractor, batch_size: int) -> Lane:
+    """Return the lane that computes a recipe's rows; on a GPU it resizes small images itself."""
+    step, device = recipe.preprocess, extractor.device
     resize = partial(_resizer, step, device) if device != "cpu" and is_pillows(step.interpolation) else None
-    return Lane(extractor, cache.recipe.store_dtype, batch_size, resize)
+    return Lane(extractor, recipe.store_dtype, batch_size, resize)
 
 
 def _resizer(step: Preprocess, device: str, source: Shape) -> Resizer:
@@ -168,6 +168,9 @@ class _Count:
         self.total = cache.plan.counts()
         todo = {split: sum(len(part) for part in left if part.name.startswith(split)) for split in self.total}
         self.done = {split: count - todo[split] for split, count in self.total.items()}
+        for split, count in todo.items():
+            if count:
+                progress(split, self.done[split], self.total[split])
 
     def add(self, batch: Batch) -> None:
         """Count the images of a finished batch."""

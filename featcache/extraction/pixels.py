@@ -35,11 +35,11 @@ class Memory:
         if shared:
             self.handle = os.memfd_create("featcache-pixels")
             os.ftruncate(self.handle, size)
-        self._map = mmap.mmap(self.handle, size)
-        self.bytes = np.frombuffer(self._map, dtype=np.uint8)
+        self.bytes = np.frombuffer(mmap.mmap(self.handle, size), dtype=np.uint8)
 
     def close(self) -> None:
-        """Give up the descriptor; the memory goes when no array lies in it any more."""
+        """Give the memory up; it goes when no array lies in it any more."""
+        self.bytes = np.empty(0, dtype=np.uint8)
         if self.handle >= 0:
             os.close(self.handle)
             self.handle = -1

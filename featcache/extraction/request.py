@@ -14,7 +14,7 @@ from featcache.version import VERSION
 
 PREPROCESS = ("auto", "weights", "squash")
 NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 STORE_DTYPES = ("float16", "float32")
 ON_BAD_IMAGE = ("error", "skip")
 RUNTIMES = ("auto", "torch", "compile", "openvino")
@@ -83,7 +83,7 @@ class Settings:
 
     features_dir: Path = Path("features")
     data_dir: Path = Path("data")
-    device: str = "auto"
+    device: str = "auto"  # or several: "cuda:0,cuda:1"
     batch_size: int | None = None  # None: chosen for the device
     workers: int | None = None  # None: one thread for each core
     on_bad_image: str = "error"

@@ -16,6 +16,7 @@ from featcache.backbones.runtime import Extractor
 from featcache.backbones.runtimes.catalogue import RUNTIMES
 from featcache.backbones.runtimes.choose import Choice, Speed, checked, choose
 from featcache.errors import BackboneError, BadImageError, OptionError, unknown
+from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Settings
 from featcache.extraction.resolve import Job
 from featcache.extraction.speeds import Speeds, begin, begun
@@ -140,26 +141,27 @@ def _pixels(job: Job, extractor: Extractor) -> NDArray[np.uint8]:
     return np.stack(pixels)
 
 
-def offer_bf16(job: Job, extractor: Extractor, settings: Settings, images: int, batch_size: int) -> str:
-    """Return a sentence that says what bf16 would gain, if that was measured and is worth it; else nothing.
+def offer_bf16(job: Job, extractor: Extractor, settings: Settings, images: int, notify: Notify) -> None:
+    """Tell what bf16 would gain, if that was measured and is worth a sentence.
 
     Measured where float32 takes minutes, by the forward pass of both alone, once for a machine and network.
     """
     if job.recipe.precision != "fp32" or images < FEW or not _has_bf16(extractor.device):
-        return ""
+        return
     if _seconds(job, extractor, images) < OFFER:
-        return ""
+        return
     speeds = Speeds(settings.features_dir, job.recipe, extractor.work)
     known, when = speeds.known(), "measured here before"
     if not {"probe fp32", "probe bf16"} <= set(known):
+        batch_size = settings.batch_size or default_batch_size(extractor)
         full = extractor.forward_only_rate(batch_size, PROBE)
         half = _bf16_rate(job, extractor, batch_size)
         known, when = {"probe fp32": Speed(full), "probe bf16": Speed(half)}, "measured just now"
         speeds.add(known)
     full, half = known["probe fp32"].rate, known["probe bf16"].rate
     if half < GAIN * full:
-        return ""
-    return (
+        return
+    notify(
         f"--precision bf16 would be {half / full:.1f} × as fast here ({half:.0f} against {full:.0f} images/s "
         f"of the forward pass alone, {when}); it makes a cache of its own."
     )

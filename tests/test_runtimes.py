@@ -280,7 +280,7 @@ def test_a_body_is_timed_with_all_its_streams() -> None:
 
 def test_streams_of_a_machine() -> None:
     of = kit.work("squeezenet1_1")
-    for threads, wanted in ((1, (1, 1, 16)), (2, (2, 1, 8)), (8, (8, 1, 2)), (64, (8, 8, 2))):
+    for threads, wanted in ((1, (1, 1, 16)), (2, (2, 1, 16)), (8, (8, 1, 4)), (64, (8, 8, 4))):
         work = Work(of.exact, of.cast, "fp32", "cpu", 64, threads)
         assert (work.streams, work.threads_each, work.chunk) == wanted
 

@@ -105,7 +105,7 @@ class Lane:
     ) -> None:
         self.extractor, self.batch_size = extractor, batch_size
         self._dtype, self._resize = getattr(torch, dtype), resize
-        self._cuda = extractor.device.startswith("cuda")
+        self.on_gpu = self._cuda = extractor.device.startswith("cuda")
         self._programs: dict[tuple[int, ...], _Program] = {}
         work = extractor.work
         self._streams = Streams(work.streams, work.threads_each) if work.streams > 1 else None
@@ -116,16 +116,9 @@ class Lane:
             self._streams.close()
 
     @property
-    def on_gpu(self) -> bool:
-        """Whether the extractor is on a GPU."""
-        return self._cuda
-
-    @property
     def depth(self) -> int:
         """How many batches may be under way before the first should be waited for."""
-        if self._cuda:
-            return DEPTH
-        return 0 if self._streams is None else self._streams.count
+        return DEPTH if self._cuda else self._streams.count if self._streams else 0
 
     @property
     def resizes(self) -> bool:

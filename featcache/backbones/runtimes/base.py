@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, fx
 
 MOST_STREAMS = 8  # batches under way at once: each keeps its activations in memory
-IMAGES_UNDER_WAY = 16  # of all streams together: more keep no core busier and only fill the caches
+MOST_IMAGES = 16  # of a call: more keep no core busier
+IMAGES_UNDER_WAY = 32  # of all streams together: VGG16's largest maps of one image are 25 MB
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Work:
     @property
     def chunk(self) -> int:
         """Images of a call to a runtime whose calls are all of one size."""
-        return max(2, IMAGES_UNDER_WAY // self.streams)
+        return min(MOST_IMAGES, max(2, IMAGES_UNDER_WAY // self.streams))
 
     def images(self) -> Tensor:
         """Return a chunk of black images in the network's own layout, for making and warming up."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from torch import Tensor, fx, nn
 from featcache.backbones import fused, graph
 from featcache.backbones.devices import check_precision, device_facts, float32_as, resolve_device
 from featcache.backbones.preprocess import Normalise, writable
+from featcache.backbones.runtimes.base import Body, Work
+from featcache.backbones.runtimes.streams import in_streams
 from featcache.backbones.weights import FEATURES_ONLY
 from featcache.errors import BackboneError, WeightsError, unknown
 from featcache.recipe import Node, Preprocess
@@ -72,9 +75,18 @@ class Extractor:
             full = graph.find(traced, node.name, type(network).__name__)
             if full != node.name:
                 raise BackboneError(f"{node.name!r} is a block of layers.", f"Name its last one: {full!r}.")
-        self._body = _prepared(graph.cut(traced, nodes), self.dtype, self.device)
+        network_cut = graph.cut(traced, nodes)
+        self._body = _prepared(network_cut, self.dtype, self.device)
+        self._run: Callable[[Tensor], dict[str, Tensor]] = self._body
         self._normalise = Normalise(preprocess.mean, preprocess.std, self.device, self.dtype)
         self.columns = self._columns()
+        self.runtime = "torch"
+        exact = partial(_prepared, network_cut, torch.float32, "cpu")
+        self.work = Work(exact, self._body, precision, self.device, self.crop, torch.get_num_threads())
+
+    def use(self, body: Body) -> None:
+        """Compute with another runtime from now on (`featcache.backbones.runtimes`)."""
+        self._run, self.runtime, self._normalise.dtype = body, body.name, body.dtype
 
     def __call__(self, batch: NDArray[np.uint8] | Tensor) -> dict[str, NDArray[np.float32]]:
         """Return node name -> float32 (B, D) for uint8 images (B, crop, crop, 3), as arrays of their own.
@@ -95,26 +107,32 @@ class Extractor:
 
     def rows(self, pixels: Tensor) -> dict[str, Tensor]:
         """Return node name -> float32 (B, D) on the device for uint8 (B, crop, crop, 3), within `frozen`."""
-        rows: dict[str, Tensor] = self._body(self._normalise(pixels))
-        return rows
+        return self._run(self._normalise(pixels))
 
     def forward_only_rate(self, batch_size: int, seconds: float = 2.0) -> float:
         """Return images per second of the network alone, on synthetic input that is on the device already.
 
-        Runs once to warm up, then for at least `seconds` and one batch.
+        With as many streams as an extraction has. Each runs once to warm up, then for at least `seconds` and
+        two batches a stream.
         """
         size = (batch_size, self.crop, self.crop, 3)
+        pixels = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
         with frozen(self.precision):
-            pixels = torch.randint(256, size, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
             images = self._normalise(pixels)
-            self._body(images)
-            self._wait()
-            done, begin = 0, time.perf_counter()
-            while done == 0 or time.perf_counter() - begin < seconds:
-                self._body(images)
+
+        def call(number: int) -> int:
+            """Run one batch."""
+            with frozen(self.precision):
+                self._run(images)
                 self._wait()
-                done += batch_size
-            return done / (time.perf_counter() - begin)
+            return batch_size
+
+        streams, each = self.work.streams, self.work.threads_each
+        sum(in_streams(call, range(streams), streams, each))
+        done, begin = 0, time.perf_counter()
+        while done == 0 or time.perf_counter() - begin < seconds:
+            done += sum(in_streams(call, range(2 * streams), streams, each))
+        return done / (time.perf_counter() - begin)
 
     def _wait(self) -> None:
         if self.device != "cpu":

@@ -17,7 +17,6 @@ from featcache.errors import BackboneError
 from featcache.extraction import memory
 from featcache.recipe import Recipe, sha256_of
 
-ON_CPU = 16  # small batches keep the activations in the caches
 TRIED = (32, 64, 128, 256, 512, 1024)
 GAIN = 1.01  # a batch twice as large must be so much faster
 
@@ -35,7 +34,7 @@ def batch_size(
         features_dir: where the choice is remembered.
     """
     if asked is not None or extractor.device == "cpu":
-        return even(asked or ON_CPU, shard_rows)
+        return even(asked or extractor.work.chunk, shard_rows)
     key = sha256_of([recipe.fingerprint, torch.cuda.get_device_name(extractor.device), torch.__version__])
     known = memory.recall_batch_size(features_dir, key)
     if known is None:

@@ -42,6 +42,7 @@ class Extraction:
     seconds: float
     images: int = 0  # embedded by this call
     extraction_seconds: float = 0.0  # of them, without set-up
+    runtime: str | None = None  # what ran the backbone, None where nothing was embedded
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Extraction:
             "images_per_second": None if rate is None else round(rate, 2),
             "seconds": round(self.seconds, 3),
             "bad_images": self.bad_images,
+            "runtime": self.runtime,
         }
 
 
@@ -139,13 +141,20 @@ def _fill(
 ) -> Extraction:
     """Compute what is missing and seal the cache."""
     from featcache.extraction import several
+    from featcache.extraction.runtime import offer_bf16, take_runtime
+    from featcache.extraction.speeds import forget_begun
 
     devices = several.devices_of(settings.device)
     extractor = job.extractor(devices[0])
-    cache = cache or _create(job, settings, dict(extractor.columns))
+    if cache is None:
+        cache = _create(job, settings, dict(extractor.columns))
+        forget_begun(settings.features_dir, cache.name)
     left = sum(len(part) for part in cache.todo())
     if left < len(cache.plan):
         notify(f"Going on with {cache.name}: {len(cache.plan) - left} of {len(cache.plan)} rows are there.")
+    if len(devices) == 1:
+        take_runtime(job, extractor, settings, left, cache.name, notify)
+        offer_bf16(job, extractor, settings, left, notify)
     start = time.perf_counter()
     size = settings.batch_size
     if len(devices) == 1:
@@ -154,10 +163,11 @@ def _fill(
         images = several.run(cache, job.request, settings, progress)
     seconds = time.perf_counter() - start
     found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds = images, seconds
+    found.images, found.extraction_seconds, found.runtime = images, seconds, extractor.runtime
     where = ",".join(devices)
-    facts = {"device": where, "batch_size": size, "images": images, "seconds": seconds}
-    memory.record_extraction(settings.features_dir, cache.name, facts | {"total_seconds": found.seconds})
+    facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
+    times = {"seconds": seconds, "total_seconds": found.seconds}
+    memory.record_extraction(settings.features_dir, cache.name, facts | times)
     return found
 
 

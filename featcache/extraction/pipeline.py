@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 
 from featcache.backbones.devices import pin
-from featcache.backbones.lane import Flight, Lane
+from featcache.backbones.lane import Lane
 from featcache.backbones.preprocess import fit
+from featcache.backbones.recorded import Flight
 from featcache.backbones.resize import Resizer, resizer
 from featcache.backbones.resize_plan import is_pillows
 from featcache.backbones.runtime import Extractor
@@ -68,7 +69,7 @@ def run(
     left = cache.todo() if parts is None else list(parts)
     lane = lane_of(cache.recipe, extractor, batch_size)
     reader = Reader(dataset, cache.recipe.preprocess, reading(lane, batch_size, workers, max_pixels))
-    writer = Writer(cache, left, lane.room, WRITERS if lane.depth else 1, lane.depth)
+    writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth)
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress))
     lane.prepare(reader.shape)  # while the processes that decode begin
     under_way: deque[tuple[Batch, Features, Flight]] = deque()
@@ -85,7 +86,8 @@ def run(
         writer.finish()
     finally:
         for _, _, flight in under_way:
-            flight.wait()  # nothing is copied any more into memory that is about to go
+            flight.settle()  # nothing is copied any more into memory that is about to go
+        lane.close()
         reader.close()
         writer.close()
     return work.count.images
@@ -104,7 +106,7 @@ def _resizer(step: Preprocess, device: str, source: Shape) -> Resizer:
 
 def reading(lane: Lane, batch_size: int, workers: int | None, max_pixels: int) -> Reading:
     """Return how to feed a lane: a GPU wants pinned memory, bytes as small as they come, and processes."""
-    device, gpu = lane.extractor.device, lane.depth > 0
+    device, gpu = lane.extractor.device, lane.on_gpu
     return Reading(
         batch_size,
         workers,
@@ -198,4 +200,4 @@ def default_batch_size(extractor: Extractor) -> int:
 
     On a CPU small batches keep the activations in the caches; a GPU needs many images to be busy.
     """
-    return 128 if extractor.device.startswith("cuda") else 16
+    return 128 if extractor.device.startswith("cuda") else extractor.work.chunk

@@ -42,7 +42,9 @@ def run(cache: Cache, request: Request, settings: Settings, progress: Progress =
     """
     names = devices_of(settings.device)
     share = settings.workers or max(1, cores() // len(names))
-    each = [replace(settings, device=name, workers=share) for name in names]
+    # They start together, so none could go on with what another has chosen.
+    runtime = "torch" if settings.runtime == "auto" else settings.runtime
+    each = [replace(settings, device=name, workers=share, runtime=runtime) for name in names]
     processes = [_started(cache, request, one) for one in each]
     heard: queue.SimpleQueue[Message] = queue.SimpleQueue()
     listeners = [threading.Thread(target=_listen, args=(one, heard), daemon=True) for one in processes]
@@ -138,6 +140,7 @@ def work(task: Message, out: IO[str]) -> None:
 
 def _extract(task: Message, tell: Any) -> None:
     from featcache.extraction.extract import compute, open_job, source_of
+    from featcache.extraction.runtime import take_runtime
 
     plain = task["settings"]
     folders = {name: Path(plain[name]) for name in ("features_dir", "data_dir")}
@@ -154,7 +157,10 @@ def _extract(task: Message, tell: Any) -> None:
         before[split] = done
         tell({"split": split, "more": more})
 
-    compute(cache, job, job.extractor(settings.device), settings, progress)
+    extractor = job.extractor(settings.device)
+    images = sum(len(part) for part in cache.todo())
+    take_runtime(job, extractor, settings, images, cache.path.name)
+    compute(cache, job, extractor, settings, progress)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,8 @@ class Pooling(nn.Module):
                 raise
             except Exception:  # a compiler raises anything: no C compiler, a card too old
                 self.refused = True
-        return functional.max_pool2d(x, **self.places)
+        pooled: Tensor = functional.max_pool2d(x, **self.places)
+        return pooled
 
 
 def replace_pooling(body: fx.GraphModule) -> int:

@@ -45,8 +45,7 @@ def test_no_value_is_off_by_more_than_half_a_step(
     exact = back.codes * back.scale[0].astype(np.float64) + back.offset[0]
     allowed = step / 2 + 4 * np.spacing(np.abs(values).max(axis=0))
     assert (np.abs(exact - values) <= allowed).all()
-    rounding = np.spacing(np.abs(values).max(axis=0).astype(back.dtype)).astype(np.float64)
-    assert (np.abs(np.asarray(back, dtype=np.float64) - values) <= allowed + rounding).all()
+    assert (np.abs(np.asarray(back, dtype=np.float64) - values) <= allowed).all()
 
 
 def test_zeros_and_constant_columns_stay_as_they_are() -> None:
@@ -84,14 +83,7 @@ def test_what_is_not_finite_is_never_stored(value: float) -> None:
 def test_the_largest_floats_fit() -> None:
     values = np.array([[3e38], [-3e38], [0]], dtype=np.float32)
     back = one(values)
-    assert back.dtype == np.float32
     np.testing.assert_allclose(np.asarray(back), values, atol=3e38 / 255)
-
-
-def test_float16_only_where_it_is_finer_than_a_step() -> None:
-    assert one(rows()).dtype == np.float16
-    assert one(rows(mean=1000)).dtype == np.float32  # float16 knows halves there
-    assert one(rows(spread=1e6)).dtype == np.float32
 
 
 def test_rows_come_out_the_same_however_they_are_asked_for() -> None:

@@ -80,6 +80,11 @@ def test_what_is_not_finite_is_never_stored(value: float) -> None:
         coded(values, ALL)
 
 
+def test_rows_that_were_cast_before_are_refused() -> None:
+    with pytest.raises(CacheError, match="must come as float32, got int8"):
+        coded(rows().astype(np.int8), ALL)
+
+
 def test_the_largest_floats_fit() -> None:
     values = np.array([[3e38], [-3e38], [0]], dtype=np.float32)
     back = one(values)

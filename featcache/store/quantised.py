@@ -44,8 +44,10 @@ def coded(rows: Floats, good: NDArray[np.bool_]) -> Coded:
     zeros stay exactly 0.
 
     Raises:
-        CacheError: a good row holds NaN or infinity.
+        CacheError: a good row holds NaN or infinity, or the rows are not float32.
     """
+    if rows.dtype != np.float32:
+        raise CacheError(f"Rows to be stored in int8 must come as float32, got {rows.dtype}.")
     low, high = _range(rows, good)
     scale = ((high - low) / STEPS).astype(np.float32)  # of float64: the largest range does not overflow
     offset = np.where(scale > 0, low + 128.0 * scale, low).astype(np.float32)

@@ -157,7 +157,7 @@ def test_several_nodes(tmp_path: Path) -> None:
 def test_heads_learn_from_eight_bits(tmp_path: Path) -> None:
     eight = kit_caches.separable_cache(tmp_path, store_dtype="int8", name="eight")
     half = kit_caches.separable_cache(tmp_path, name="half")
-    for head in (LogisticHead(), LinearHead(epochs=5)):
+    for head in (LogisticHead(), LinearHead(lr=0.05, epochs=5)):
         scores = []
         for cache in (eight, half):
             table, test = cache.table("train", val_fraction=0), cache.table("test")

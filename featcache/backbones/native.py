@@ -39,7 +39,7 @@ def resize_natively(images: Pixels, size: Size) -> Pixels:
 
 
 class Chooser:
-    """Says when images may be resized by torch: when so many have come that a proof pays, and it succeeded."""
+    """Says when torch may resize: when so many images have come that a proof pays, and it held."""
 
     def __init__(self, worth: int = WORTH) -> None:
         self._worth, self._seen = worth, Counter[tuple[Size, Size]]()
@@ -62,7 +62,7 @@ class Chooser:
 
 @lru_cache(maxsize=256)
 def is_exact(source: Size, target: Size) -> bool:
-    """Return whether `resize_natively` gives Pillow's bytes for every image; only of sizes that grow."""
+    """Return whether `resize_natively` gives Pillow's bytes for all images of a size that grows."""
     if any(a > b for a, b in zip(source, target, strict=True)):
         return False
     noise = np.random.default_rng(0).integers(0, 256, (NOISE, *source, 3), dtype=np.uint8)

@@ -226,6 +226,16 @@ def test_images_of_several_sizes_and_bad_ones_on_the_cpu() -> None:
         fitting.fit_all([np.zeros((1, 90_000, 3), np.uint8)] * 2, p, out[:2])
 
 
+def test_what_can_be_fitted_is() -> None:
+    p, good = Preprocess("auto", 60, 56), batch(2, 9, 9)
+    images = [good[0], np.zeros((1, 90_000, 3), np.uint8), good[1]]
+    out = np.full((3, 56, 56, 3), 7, np.uint8)
+    ((place, why),) = fitting.fit_what_can(images, p, out)
+    assert place == 1 and "too elongated" in why and not out[1].any()
+    assert np.array_equal(out[[0, 2]], fitted(good, p))
+    assert fitting.fit_what_can(list(good), p, out[:2]) == [] and np.array_equal(out[:2], fitted(good, p))
+
+
 def test_threads_fit_side_by_side() -> None:
     images, p = many(24, (32, 32)), Preprocess("auto", 256, 224)
     outs = [np.zeros((24, 224, 224, 3), np.uint8) for _ in range(6)]

@@ -53,6 +53,28 @@ def fit_all(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> No
         place[...] = fit(image, preprocess)
 
 
+def fit_what_can(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> list[tuple[int, str]]:
+    """Fit images as `fit_all` does; return (place, reason) of those that cannot be, which become zeros.
+
+    Raises:
+        BackboneError: an array is no uint8 image, or the interpolation is unknown.
+    """
+    try:
+        fit_all(images, preprocess, out)
+        return []
+    except BadImageError:
+        return [bad for place, image in enumerate(images) for bad in _fit_one(place, image, preprocess, out)]
+
+
+def _fit_one(place: int, image: Pixels, preprocess: Preprocess, out: Pixels) -> list[tuple[int, str]]:
+    try:
+        out[place] = fit(image, preprocess)
+        return []
+    except BadImageError as error:
+        out[place] = 0
+        return [(place, error.message)]
+
+
 def _fitted_natively(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> bool:
     """Let torch resize images of one size if there is nothing but that to do and it does it exactly."""
     height, width, _ = images[0].shape

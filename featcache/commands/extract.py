@@ -60,7 +60,13 @@ DECIDING = [
         "images, or none.",
     ),
     click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
-    click.option("--store-dtype", type=click.Choice(STORE_DTYPES), default="float16", show_default=True),
+    click.option(
+        "--store-dtype",
+        type=click.Choice(STORE_DTYPES),
+        default="float16",
+        show_default=True,
+        help="int8: half of float16, with a scale for each column of each shard.",
+    ),
     click.option("--limit", type=click.IntRange(1), help="Only the first N images of each class and split."),
     click.option(
         "--max-pixels",

@@ -59,7 +59,13 @@ DECIDING = [
         help="Mean and deviation: those of the weights or of ImageNet, half (.5), measured on the training "
         "images, or none.",
     ),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="What the backbone computes in; tf32 needs an NVIDIA GPU.",
+    ),
     click.option(
         "--store-dtype",
         type=click.Choice(STORE_DTYPES),

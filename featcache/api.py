@@ -38,6 +38,7 @@ def extract(
     limit: int | None = None,
     max_pixels: int = 50_000_000,
     device: str = "auto",
+    runtime: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_image: str = "error",
@@ -58,10 +59,11 @@ def extract(
         image_size: input size in pixels, the weights' own where None.
         normalize: "weights", "imagenet", "half", "dataset" or "none".
         precision: "fp32", "bf16" or "fp16".
-        store_dtype: "float16" or "float32".
+        store_dtype: "float16", "float32" or "int8".
         limit: only the first so many images of each class and split.
         max_pixels: larger images are not decoded.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        runtime: "auto", "torch", "compile" or "openvino": what runs the backbone; its features are the same.
         batch_size: images a forward pass, chosen for the device where None.
         workers: threads that decode, one for each core where None.
         on_bad_image: "error" or "skip".
@@ -78,7 +80,9 @@ def extract(
         dataset, backbone, os.fspath(weights), nodes, pool, preprocess, image_size, normalize, precision,
         store_dtype, limit, max_pixels,
     )  # fmt: skip
-    settings = Settings(Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image)
+    settings = Settings(
+        Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime
+    )
     return Cache(extraction.extract(request, settings, progress, notify).path)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featcache.errors import CacheError, SpaceError
@@ -58,8 +58,8 @@ class Calls:
 calls = Calls()
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole and durably, replacing what is there.
+def write(path: Path, data: bytes | Sequence[memoryview]) -> None:
+    """Write a file whole and durably, replacing what is there; `data` may come in pieces.
 
     Raises:
         SpaceError: the disk is full or the quota used up; nothing is left behind.
@@ -181,13 +181,14 @@ def sweep(folder: Path) -> int:
     return removed
 
 
-def _write_temporary(path: Path, data: bytes) -> str:
+def _write_temporary(path: Path, data: bytes | Sequence[memoryview]) -> str:
     name = f"{TEMPORARY}{_host()}-{os.getpid()}-{os.urandom(6).hex()}"
     temporary = str(path.parent / name)
     descriptor = calls.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         try:
-            _write_all(descriptor, data)
+            for piece in [memoryview(data)] if isinstance(data, bytes) else data:
+                _write_all(descriptor, piece)
             calls.fsync(descriptor)
         finally:
             calls.close(descriptor)
@@ -197,8 +198,7 @@ def _write_temporary(path: Path, data: bytes) -> str:
     return temporary
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
-    left = memoryview(data)
+def _write_all(descriptor: int, left: memoryview) -> None:
     while left:
         written = calls.write(descriptor, left)
         if written < 1:

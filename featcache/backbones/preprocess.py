@@ -104,22 +104,44 @@ def fit(image: NDArray[np.uint8], p: Preprocess) -> NDArray[np.uint8]:
         BadImageError: the image is too elongated, or Pillow cannot resize it. Only MemoryError, which says
             nothing about the image, passes as it is.
     """
+    check_image(image)
+    scaled = scaled_size(image.shape[0], image.shape[1], p)
+    resized = resize_with_pillow(image, (scaled[1], scaled[0]), p.interpolation)
+    return resized if squashes(image.shape[0], image.shape[1], p) else _cropped(resized, p.crop)
+
+
+def check_image(image: NDArray[np.uint8]) -> None:
+    """Refuse what is no uint8 (H, W, 3).
+
+    Raises:
+        BackboneError: naming what it is.
+    """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise BackboneError(f"An image must be uint8 (H, W, 3), got {image.dtype} {image.shape}.")
-    height, width, _ = image.shape
-    if p.mode == "squash" or (p.mode == "auto" and max(height, width) < p.crop):
-        _check_elongation(image, p.crop, height)  # Pillow resizes across first
-        return _resized(image, (p.crop, p.crop), p.interpolation)
+
+
+def squashes(height: int, width: int, p: Preprocess) -> bool:
+    """Return whether an image is resized to exactly the crop, whatever its proportions."""
+    return p.mode == "squash" or (p.mode == "auto" and max(height, width) < p.crop)
+
+
+def scaled_size(height: int, width: int, p: Preprocess) -> tuple[int, int]:
+    """Return the height and width that an image is resized to before the centre is cropped.
+
+    Raises:
+        BadImageError: the image is so elongated that this would take gigabytes.
+    """
+    if squashes(height, width, p):
+        _check_elongation(height, width, p.crop, height)  # Pillow resizes across first
+        return p.crop, p.crop
     short, long = min(height, width), max(height, width)
     scaled = int(p.resize * long / short)
-    _check_elongation(image, p.resize, scaled)
-    size = (p.resize, scaled) if width <= height else (scaled, p.resize)
-    return _cropped(_resized(image, size, p.interpolation), p.crop)
+    _check_elongation(height, width, p.resize, scaled)
+    return (scaled, p.resize) if width <= height else (p.resize, scaled)
 
 
-def _check_elongation(image: NDArray[np.uint8], short: int, long: int) -> None:
+def _check_elongation(height: int, width: int, short: int, long: int) -> None:
     """Refuse an image that would become short x long pixels before it is cropped, where that is too many."""
-    height, width, _ = image.shape
     if max(height, width) > LONGEST:
         why = f"no side may be longer than {LONGEST} pixels"
     elif short * long > max(WORKED, WORKED_CROPS * short**2):
@@ -129,8 +151,15 @@ def _check_elongation(image: NDArray[np.uint8], short: int, long: int) -> None:
     raise BadImageError(f"too elongated: it is {width} x {height}, and {why}")
 
 
-def _resized(image: NDArray[np.uint8], size: tuple[int, int], interpolation: str) -> NDArray[np.uint8]:
-    """Resize to (width, height)."""
+def resize_with_pillow(
+    image: NDArray[np.uint8], size: tuple[int, int], interpolation: str
+) -> NDArray[np.uint8]:
+    """Return an image (H, W, 3) resized to (width, height) by Pillow itself.
+
+    Raises:
+        BackboneError: the interpolation is unknown.
+        BadImageError: Pillow refuses the image.
+    """
     if (image.shape[1], image.shape[0]) == size:
         return image
     from PIL import Image
@@ -200,22 +229,26 @@ class Normalise:
 
     The pixels travel as bytes. On the device (x / 255 - mean) / std is computed in float32 and in that order,
     as torchvision's preset does, then cast to `dtype`. The result is channels_last in memory, as pixels are.
+    A row of pixels is treated as one vector: by threes, pixel after pixel, it would take eight times as long.
     """
 
     def __init__(self, mean: Iterable[float], std: Iterable[float], device: str, dtype: torch.dtype) -> None:
         import torch
 
         self.device, self.dtype = device, dtype
-        self.mean = torch.tensor(tuple(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(tuple(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self.mean = torch.tensor(tuple(mean), dtype=torch.float32, device=device)
+        self.std = torch.tensor(tuple(std), dtype=torch.float32, device=device)
 
     def __call__(self, batch: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
         """Return a new tensor; from pinned memory the copy to a GPU does not wait."""
         import torch
 
         pixels = torch.from_numpy(writable(batch)) if isinstance(batch, np.ndarray) else batch
-        moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return moved.to(torch.float32).div_(255.0).sub_(self.mean).div_(self.std).to(self.dtype)
+        moved = pixels.to(self.device, non_blocking=True)
+        shape, width = moved.shape, moved.shape[2]
+        rows = moved.reshape(*shape[:2], width * 3).to(torch.float32)
+        rows.div_(255.0).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        return rows.to(self.dtype).view(shape).permute(0, 3, 1, 2)
 
 
 def writable(batch: NDArray[np.uint8]) -> NDArray[np.uint8]:

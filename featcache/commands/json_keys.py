@@ -40,6 +40,7 @@ _EXTRACT = {
     "images_per_second": "of this call, null if it embedded none",
     "seconds": "of the whole call",
     "bad_images": "how many images could not be read",
+    "runtime": "what ran the backbone: torch, compile or openvino; null if it embedded none",
 }
 
 KEYS: dict[str, dict[str, str]] = {
@@ -59,6 +60,7 @@ KEYS: dict[str, dict[str, str]] = {
         "free_bytes": "free on the disk of the features folder",
         "images_per_second": "measured on a few batches; null for a hit",
         "seconds": "what is left, at that rate",
+        "runtime": "what would run the backbone; null for a hit",
     },
     "train-head": _RUN,
     "sweep": {
@@ -142,7 +144,7 @@ KEYS: dict[str, dict[str, str]] = {
         "classes": "their names in order; a label is an index into them",
         "ignored": "files of the data set that are no images: count, and first, the names of the first 1000",
         "bad_images": "a list, each with id and reason",
-        "extractions": "the extractions that filled it: images, seconds, device, batch_size",
+        "extractions": "the extractions that filled it: images, seconds, device, runtime, batch_size",
         "runs": "its runs, as `runs` gives them",
     },
     "verify": {
@@ -161,6 +163,17 @@ KEYS: dict[str, dict[str, str]] = {
         "devices": "what there is to compute on",
         "folders": "where data, features and official weights are",
         "file_system": 'promise → "" where it is kept, else what happened',
+    },
+    "doctor --drift": {
+        "cache": "the cache's name",
+        "rows": "how many rows were embedded again",
+        "nodes": "node → how far they are from the stored ones: cosine (the smallest over the rows), "
+        "difference (the largest, in standard deviations of its column, beyond what rounding to the stored "
+        "type explains), worst (id of that row), column",
+        "least_cosine": "what is allowed for the recipe's precision",
+        "largest_difference": "likewise; null where only the cosine is held to a limit",
+        "versions": "library → [when it was made, here], where they differ",
+        "within": "whether all is within what is allowed; if not, the exit code is 1",
     },
     "demo": {
         "weights": "which weights ResNet-18 got",

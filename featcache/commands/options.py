@@ -29,6 +29,13 @@ as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print
 device: Decorator = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
 )
+devices: Decorator = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:i][,…]",
+    help="Where to compute; on several devices, as cuda:0,cuda:1, with a process for each.",
+)
 
 
 def split(function: Callable[..., Any]) -> Callable[..., Any]:

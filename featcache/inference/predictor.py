@@ -101,10 +101,10 @@ class Predictor:
         """
         rows = self.extractor(pixels)[self.node]
         with np.errstate(over="ignore"):
-            stored = rows.astype(self.recipe.store_dtype)
+            stored = rows.astype(self.recipe.row_dtype)
         if not np.isfinite(stored).all():
             raise CacheError(
-                f"A feature of node {self.node!r} is not finite as {self.recipe.store_dtype}.",
+                f"A feature of node {self.node!r} is not finite as {self.recipe.row_dtype}.",
                 "The image is unlike those the head was trained on, or the weights are damaged.",
             )
         proba = np.zeros((len(pixels), len(self.classes)), np.float32)

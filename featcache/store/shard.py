@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import h5py
 import numpy as np
@@ -14,11 +14,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from featcache.errors import DamagedError
-from featcache.store.plan import PAGE
+from featcache.store import layout
+from featcache.store.quantised import OFFSET, SCALE, name_of
 
 OK, BAD = 0, 1  # the status codes of a row
 FEATURES = "features"
-_numbers = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -40,40 +40,41 @@ class Block:
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
 
-def build(
-    features: Mapping[str, NDArray[np.floating]],
+def arrays(
+    features: Mapping[str, NDArray[np.floating] | NDArray[np.int8]],
     labels: NDArray[np.int64],
     rows: NDArray[np.int64],
     status: NDArray[np.uint8],
-) -> bytes:
-    """Return the bytes of a shard; equal arrays give equal bytes.
+    extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a shard by their names in the file, in the order they are written.
 
     Args:
         features: node → (n, D); with one node the data set is `features`, with several `features/<node>`.
         labels: (n,) class numbers.
         rows: (n,) rows of the plan.
         status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
+        extra: scales and offsets of features in int8, by name.
     """
-    # The core driver with no backing store never touches the disk, where HDF5 can die by a signal when
-    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x. Files in memory
-    # share one space of names in a process, and several threads may each build one.
-    with h5py.File(
-        f"shard-{next(_numbers)}",
-        "w",
-        driver="core",
-        backing_store=False,
-        libver=("v110", "v110"),
-        alignment_threshold=1,
-        alignment_interval=PAGE,
-    ) as file:
-        for node, array in features.items():
-            name = FEATURES if len(features) == 1 else f"{FEATURES}/{node}"
-            file.create_dataset(name, data=np.ascontiguousarray(array))
-        file.create_dataset("label", data=labels.astype(np.int64))
-        file.create_dataset("row", data=rows.astype(np.int64))
-        file.create_dataset("status", data=status.astype(np.uint8))
-        file.flush()
-        return bytes(file.id.get_file_image())
+    named: dict[str, NDArray[np.generic]] = {
+        name_of(FEATURES, node, len(features) == 1): np.ascontiguousarray(array)
+        for node, array in features.items()
+    }
+    named.update(extra)
+    named["label"], named["row"] = labels.astype(np.int64), rows.astype(np.int64)
+    named["status"] = status.astype(np.uint8)
+    return named
+
+
+def build(
+    features: Mapping[str, NDArray[np.floating] | NDArray[np.int8]],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    status: NDArray[np.uint8],
+    extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+) -> bytes:
+    """Return the bytes of a shard as HDF5 writes it; equal arrays give equal bytes. Arguments as `arrays`."""
+    return layout.write(arrays(features, labels, rows, status, extra))
 
 
 def hash_of(data: bytes | memoryview) -> str:
@@ -119,8 +120,9 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
         "status": ((rows,), "uint8"),
     }
     for node, width in columns.items():
-        name = FEATURES if len(columns) == 1 else f"{FEATURES}/{node}"
-        expected[name] = ((rows, width), dtype)
+        expected[name_of(FEATURES, node, len(columns) == 1)] = ((rows, width), dtype)
+        for what in (SCALE, OFFSET) if dtype == "int8" else ():
+            expected[name_of(what, node, len(columns) == 1)] = ((width,), "float32")
     size = path.stat().st_size
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -135,14 +137,15 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
 
 def _check_names(file: h5py.File, expected: Mapping[str, object], path: Path) -> None:
     top = {name.partition("/")[0] for name in expected}
-    nested = {name.partition("/")[2] for name in expected if "/" in name}
     if set(file.keys()) != top:
         raise _damaged(path, f"it holds {sorted(file.keys())}, expected {sorted(top)}")
     for name in top:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise _damaged(path, f"{name!r} is a link to elsewhere")
-    if nested and set(file[FEATURES].keys()) != nested:
-        raise _damaged(path, f"{FEATURES!r} holds other nodes than {sorted(nested)}")
+    for group in {name.partition("/")[0] for name in expected if "/" in name}:
+        nested = {name.partition("/")[2] for name in expected if name.startswith(f"{group}/")}
+        if set(file[group].keys()) != nested:
+            raise _damaged(path, f"{group!r} holds other nodes than {sorted(nested)}")
 
 
 def _block(file: h5py.File, name: str, path: Path, size: int, shape: tuple[int, ...], dtype: str) -> Block:

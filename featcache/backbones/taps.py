@@ -1,0 +1,147 @@
+"""The weights of Pillow's resize: which source pixels make an output pixel, and how much each counts.
+
+Pillow resizes 8-bit images in integers (its file `Resample.c`): per axis, an output pixel is the sum of a few
+source pixels times weights in units of 2**-22, plus one half, shifted right and clipped to a byte. Those very
+integers are here; what is done with them is in `featcache.backbones.resize`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import BackboneError, unknown
+
+BITS = 22
+"""Digits after the binary point: 32 less the 8 of a pixel and 2 for sums beyond 255."""
+
+HALF = 1 << (BITS - 1)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """For each of n output pixels along one axis, K source pixels and their weights.
+
+    Pixels of weight 0 fill up where fewer count; their index is one that exists.
+    """
+
+    index: NDArray[np.int64]  # (n, K)
+    weight: NDArray[np.int32]  # (n, K), in units of 2**-22
+
+    def part(self, first: int, count: int) -> Taps:
+        """Return the taps of `count` output pixels from the `first` on."""
+        return Taps(self.index[first : first + count], self.weight[first : first + count])
+
+    @property
+    def copies(self) -> bool:
+        """Whether every output pixel is one source pixel as it is."""
+        return self.weight.shape[1] == 1 and bool((self.weight == 1 << BITS).all())
+
+
+def _bilinear(x: float) -> float:
+    return max(1.0 - abs(x), 0.0)
+
+
+def _bicubic(x: float) -> float:
+    x, a = abs(x), -0.5
+    if x < 1.0:
+        return ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    return (((x - 5.0) * x + 8.0) * x - 4.0) * a if x < 2.0 else 0.0
+
+
+def _box(x: float) -> float:
+    return 1.0 if -0.5 < x <= 0.5 else 0.0
+
+
+def _hamming(x: float) -> float:
+    x = abs(x)
+    if x == 0.0:
+        return 1.0
+    x *= math.pi
+    return math.sin(x) / x * (0.54 + 0.46 * math.cos(x)) if x < math.pi else 0.0
+
+
+def _sinc(x: float) -> float:
+    if x == 0.0:
+        return 1.0
+    x *= math.pi
+    return math.sin(x) / x
+
+
+def _lanczos(x: float) -> float:
+    return _sinc(x) * _sinc(x / 3) if -3.0 <= x < 3.0 else 0.0
+
+
+FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
+    "bilinear": (_bilinear, 1.0),
+    "bicubic": (_bicubic, 2.0),
+    "box": (_box, 0.5),
+    "hamming": (_hamming, 1.0),
+    "lanczos": (_lanczos, 3.0),
+}
+"""Name → the filter's function and how far from its centre it is not zero, in source pixels."""
+
+
+def taps(source: int, target: int, interpolation: str) -> Taps:
+    """Return the taps that resize `source` pixels to `target` along one axis.
+
+    Raises:
+        BackboneError: the interpolation is unknown.
+    """
+    if interpolation != "nearest" and interpolation not in FILTERS:
+        raise unknown("interpolation", interpolation, ("nearest", *FILTERS), BackboneError)
+    if source == target:  # Pillow leaves out the pass
+        return _copying(np.arange(source, dtype=np.int64))
+    if interpolation == "nearest":
+        return _copying(_nearest(source, target))
+    return _filtered(source, target, *FILTERS[interpolation])
+
+
+def _copying(index: NDArray[np.int64]) -> Taps:
+    return Taps(index[:, None], np.full((len(index), 1), 1 << BITS, dtype=np.int32))
+
+
+def _nearest(source: int, target: int) -> NDArray[np.int64]:
+    """The position is summed up step by step, as Pillow's affine scaling does, with its rounding."""
+    step = source / target
+    at, index = step * 0.5, np.empty(target, dtype=np.int64)
+    for i in range(target):
+        index[i] = min(int(at), source - 1)
+        at += step
+    return index
+
+
+def _filtered(source: int, target: int, function: Callable[[float], float], support: float) -> Taps:
+    scale = source / target
+    stretch = max(scale, 1.0)  # antialiasing: the filter is as wide as an output pixel
+    reach = support * stretch
+    firsts, rows = [], []
+    for i in range(target):
+        centre = (i + 0.5) * scale
+        first, stop = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), source)
+        values = [function((x + first - centre + 0.5) * (1.0 / stretch)) for x in range(stop - first)]
+        total = 0.0
+        for value in values:  # not sum(), which has rounded less since Python 3.12
+            total += value
+        firsts.append(first)
+        rows.append([_fixed(value / total if total != 0.0 else value) for value in values])
+    return _packed(firsts, rows, source)
+
+
+def _fixed(value: float) -> int:
+    """Return a weight in units of 2**-22, rounded half away from zero."""
+    return int(value * (1 << BITS) + (0.5 if value >= 0 else -0.5))
+
+
+def _packed(firsts: list[int], rows: list[list[int]], source: int) -> Taps:
+    width = max(map(len, rows))
+    weight = np.zeros((len(rows), width), dtype=np.int32)
+    for row, values in zip(weight, rows, strict=True):
+        row[: len(values)] = values
+    used = max(1, int(np.flatnonzero(weight.any(axis=0)).max(initial=0)) + 1)
+    index = np.minimum(np.array(firsts, dtype=np.int64)[:, None] + np.arange(used), source - 1)
+    return Taps(index, weight[:, :used])

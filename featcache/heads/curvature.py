@@ -1,0 +1,101 @@
+"""What the rows say about the curvature of a linear problem: the second moments of their columns, in short.
+
+With Z the standardised rows, G = Z'Z / N bounds every linear problem's second derivatives: those of logistic
+regression are at most ½ (I - 11'/C) ⊗ G (Böhning, Multinomial logistic regression algorithm, 1992), those of
+the squared hinge 2 G, and mostly a fraction of that. One look at G serves all penalties and classes. Narrow
+tables take its eigenvectors; wide ones the largest of them, from a random sketch (Frangella, Tropp and Udell,
+Randomized Nyström preconditioning, SIAM J. Matrix Anal. Appl. 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featcache.heads.passes import Passes
+from featcache.heads.precision import Precision
+
+_WHOLE = 1024  # columns up to which all eigenvectors are taken
+_SKETCH = 192  # directions of a sketch
+_ROWS_A_DIRECTION = 16  # that are looked at, where there are as many
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """G in short: eigenvectors (D, r) with values (r,), and `rest`, the value of all other directions."""
+
+    vectors: Tensor
+    values: Tensor
+    rest: float
+
+    def solve(self, gradient: Tensor, scale: Tensor, penalty: Tensor, intercept: Tensor) -> Tensor:
+        """Return (scale · G + penalty)^-1 times gradients (P, C, D + 1), for problems' scales, … (P,).
+
+        The last column is the intercept's, of second moment 1 and with a penalty (P,) of its own.
+        """
+        rest = 1 / (scale * self.rest + penalty)
+        short = 1 / (scale[:, None] * self.values + penalty[:, None]) - rest[:, None]
+        weights = gradient[..., :-1]
+        along = (weights.to(self.vectors.dtype) @ self.vectors) * short[:, None].to(self.vectors.dtype)
+        found = (along @ self.vectors.t()).to(gradient.dtype)
+        found += weights * rest[:, None, None].to(gradient.dtype)
+        last = gradient[..., -1:] / (scale + intercept)[:, None, None].to(gradient.dtype)
+        return torch.cat([found, last], 2)
+
+
+def curvature(passes: Passes, precision: Precision) -> Curvature:
+    """Look at some rows' second moments; the same table gives the same answer."""
+    if passes.width <= _WHOLE:
+        return _whole(passes)
+    return _sketched(passes, precision)
+
+
+def _whole(passes: Passes) -> Curvature:
+    total = torch.zeros((passes.width, passes.width), device=passes.device)
+    count = 0
+    mean, scale = passes.mean.float(), passes.scale.float()
+    for part in _some(passes, Precision.SINGLE, passes.width):
+        rows = (passes.table[part].to(passes.device).float() - mean) / scale
+        total.addmm_(rows.t(), rows)
+        count += len(rows)
+    values, vectors = torch.linalg.eigh(total / count)
+    return Curvature(vectors, values.clamp_(min=0).double(), 0.0)
+
+
+def _sketched(passes: Passes, precision: Precision) -> Curvature:
+    generator = torch.Generator().manual_seed(0)
+    size = min(_SKETCH, passes.width)
+    start = torch.randn((passes.width, size), generator=generator).to(passes.device)
+    start = torch.linalg.qr(start)[0].t()
+    step = torch.cat([start, torch.zeros_like(start[:, :1])], 1).double()
+    parts = _some(passes, precision, size)
+    taken, found = passes.run(step, lambda part, scores: scores, precision, parts)
+    count = sum(part.stop - part.start for part in parts)
+    vectors, values = _nystrom(taken[:, :-1].t(), found[:, :-1].t() / count)
+    live = float((passes.scale != 1).sum()) or float(passes.width)
+    rest = max((live - float(values.sum())) / max(live - size, 1.0), 0.0)
+    return Curvature(vectors.float(), values, min(rest, float(values[-1])))
+
+
+def _nystrom(start: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvectors (D, r) and values (r,) of the Nyström approximation from Ω and GΩ (D, r)."""
+    shift = 1e-6 * torch.linalg.norm(image)
+    core = start.t() @ (image + shift * start)
+    root = torch.linalg.cholesky((core + core.t()) / 2)
+    basis = torch.linalg.solve_triangular(root, (image + shift * start).t(), upper=False).t()
+    vectors, singular, _ = torch.linalg.svd(basis, full_matrices=False)
+    return vectors, (singular**2 - shift).clamp(min=0)
+
+
+def _some(passes: Passes, precision: Precision, directions: int) -> list[slice]:
+    """Return blocks of rows spread evenly over the table, enough of them for so many directions."""
+    parts = passes.parts(precision, directions)
+    wanted = directions * _ROWS_A_DIRECTION
+    if passes.rows <= wanted:
+        return parts
+    if len(parts) == 1:
+        return [slice(0, wanted)]
+    each = max(1, passes.rows // wanted)
+    return parts[::each]

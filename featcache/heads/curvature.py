@@ -16,9 +16,12 @@ from torch import Tensor
 
 from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision
+from featcache.heads.scaling import row_blocks
 
 _WHOLE = 1024  # columns up to which all eigenvectors are taken
 _SKETCH = 192  # directions of a sketch
+_BLOCK, _BLOCK_ROWS = 1 << 20, 256  # values and rows that are looked at side by side
+_SCALES, _BISECTIONS = (1e-6, 2.0), 20
 _ROWS_A_DIRECTION = 16  # that are looked at, where there are as many
 
 
@@ -44,6 +47,24 @@ class Curvature:
         last = gradient[..., -1:] / (scale + intercept)[:, None, None].to(gradient.dtype)
         return torch.cat([found, last], 2)
 
+    def scale_of(self, turn: Tensor, product: Tensor, penalty: Tensor, intercept: Tensor) -> Tensor:
+        """Return the scales (P,) for which `solve` turns what steps changed, (P, C, D + 1), into steps.
+
+        That is, into some whose `product` (P,) with the change is that of the steps; by bisection.
+        """
+        weights = turn[..., :-1]
+        along = (weights.to(self.vectors.dtype) @ self.vectors).double().square().sum(dim=1)
+        others = (weights.square().sum(dim=(1, 2), dtype=torch.float64) - along.sum(dim=1)).clamp_(min=0)
+        last = turn[..., -1].double().square().sum(dim=1)
+        low, high = (torch.full_like(product, bound).log() for bound in _SCALES)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            scale = middle.exp()
+            found = (along / (scale[:, None] * self.values + penalty[:, None])).sum(dim=1)
+            found += others / (scale * self.rest + penalty) + last / (scale + intercept)
+            low, high = torch.where(found > product, middle, low), torch.where(found > product, high, middle)
+        return ((low + high) / 2).exp()
+
 
 def curvature(passes: Passes, precision: Precision) -> Curvature:
     """Look at some rows' second moments; the same table gives the same answer."""
@@ -56,7 +77,7 @@ def _whole(passes: Passes) -> Curvature:
     total = torch.zeros((passes.width, passes.width), device=passes.device)
     count = 0
     mean, scale = passes.mean.float(), passes.scale.float()
-    for part in _some(passes, Precision.SINGLE, passes.width):
+    for part in _some(passes, passes.width):
         rows = (passes.table[part].to(passes.device).float() - mean) / scale
         total.addmm_(rows.t(), rows)
         count += len(rows)
@@ -70,7 +91,7 @@ def _sketched(passes: Passes, precision: Precision) -> Curvature:
     start = torch.randn((passes.width, size), generator=generator).to(passes.device)
     start = torch.linalg.qr(start)[0].t()
     step = torch.cat([start, torch.zeros_like(start[:, :1])], 1).double()
-    parts = _some(passes, precision, size)
+    parts = _some(passes, size)
     taken, found = passes.run(step, lambda part, scores: scores, precision, parts)
     count = sum(part.stop - part.start for part in parts)
     vectors, values = _nystrom(taken[:, :-1].t(), found[:, :-1].t() / count)
@@ -89,13 +110,11 @@ def _nystrom(start: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
     return vectors, (singular**2 - shift).clamp(min=0)
 
 
-def _some(passes: Passes, precision: Precision, directions: int) -> list[slice]:
+def _some(passes: Passes, directions: int) -> list[slice]:
     """Return blocks of rows spread evenly over the table, enough of them for so many directions."""
-    parts = passes.parts(precision, directions)
-    wanted = directions * _ROWS_A_DIRECTION
-    if passes.rows <= wanted:
-        return parts
-    if len(parts) == 1:
-        return [slice(0, wanted)]
-    each = max(1, passes.rows // wanted)
-    return parts[::each]
+    rows, wanted = passes.rows, directions * _ROWS_A_DIRECTION
+    each = max(1, min(_BLOCK_ROWS, _BLOCK // passes.width))
+    if rows <= wanted:
+        return list(row_blocks(rows, 1, each))
+    starts = torch.linspace(0, rows - each, -(-wanted // each), dtype=torch.float64).round().long().tolist()
+    return [slice(start, start + each) for start in starts]

@@ -21,7 +21,7 @@ from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision
 
 MEMORY = 20  # steps remembered
-_PATIENCE = 8  # passes without a smaller gradient until rounding is taken to be the end of it
+_PATIENCE = 8  # passes without a smaller gradient or value until rounding is taken to be the end of it
 _TOO_FAR = 0.9  # of the slope a step began with
 _HALVINGS = 12
 _LARGE = 1 << 24  # values of a memory from which on it is float32
@@ -107,14 +107,15 @@ class _State:
         self.steps = torch.zeros(shape, dtype=dtype, device=passes.device)
         self.turns = torch.zeros_like(self.steps)  # by how much each step changed the gradient
         self.weight = torch.zeros((MEMORY, many), dtype=torch.float64, device=passes.device)
-        self.next = 0
+        self.turned = 0
         self.begun = False
         self.gradient = torch.zeros_like(stack.weights)
         self.slope = torch.zeros_like(stack.penalty)
         self.curved = torch.ones_like(stack.penalty)
         self.part = torch.zeros_like(stack.weights)  # of a step that was cut short, until its gradient is known
         self.pending = torch.zeros(many, dtype=torch.bool, device=passes.device)
-        self.best = torch.full_like(stack.penalty, torch.inf)
+        self.value = torch.full_like(stack.penalty, torch.inf)
+        self.best, self.lowest = self.value, torch.full_like(stack.penalty, 1e300)
         self.waited = torch.zeros(many, dtype=torch.int64, device=passes.device)
 
     @property
@@ -126,9 +127,13 @@ class _State:
         count, shape = len(self.stack), step.shape
         taken, gradient = self.passes.run(step.flatten(0, 1), self.loss.residuals, self.precision)
         taken, gradient = taken.view(shape), gradient.view(shape) / self.passes.rows
-        _, self.curved = self.loss.taken()
+        value, curved = self.loss.taken()
+        if not self.begun:
+            self.curved = curved
         reached = self.stack.weights + taken
-        gradient += self._pull(reached)
+        pull = self._pull(reached)
+        self.value = value + _dot(pull, reached) / 2
+        gradient += pull
         share = torch.ones(count, dtype=torch.float64, device=self.passes.device)
         too_far = ~self.pending & (_dot(gradient, taken) > _TOO_FAR * self.slope.abs())
         if self.begun and bool(too_far.any()):
@@ -173,15 +178,17 @@ class _State:
         """Put a step and what it changed in the place of the oldest, nothing where it says nothing."""
         product = _dot(step, turn)
         says = arrived & (product > 1e-12 * (_dot(step, step) * _dot(turn, turn)).sqrt()) & (product > 0)
-        self.weight[self.next] = torch.where(says, 1 / product, torch.zeros_like(product))
-        self.steps[self.next], self.turns[self.next] = step, turn
-        self.next = (self.next + 1) % MEMORY
+        place = self.turned % MEMORY
+        self.weight[place] = torch.where(says, 1 / product, torch.zeros_like(product))
+        self.steps[place], self.turns[place] = step, turn
+        self.turned += 1
+        penalties = self.stack.penalty, self.stack.intercept_penalty
+        self.curved = torch.where(says, self.look.scale_of(turn, product, *penalties), self.curved)
 
     def direction(self) -> Tensor:
         """Return the next steps (P, C, D + 1): zero where a gradient has to be known first."""
         found = self.gradient.to(self.steps.dtype)
-        order = [(self.next + i) % MEMORY for i in range(MEMORY)]
-        order = [i for i in order if bool(self.weight[i].any())]
+        order = [i % MEMORY for i in range(max(0, self.turned - MEMORY), self.turned)]
         shares = {}
         for i in reversed(order):
             shares[i] = self.weight[i] * _dot(self.steps[i], found)
@@ -199,8 +206,9 @@ class _State:
     def done(self, last: bool) -> list[bool]:
         """Return which problems have arrived or get no further."""
         largest = self.largest
-        better = largest < 0.9 * self.best
-        self.best = torch.where(better, largest, self.best)
+        noise = self.lowest.abs() * self.precision.noise
+        better = (largest < 0.9 * self.best) | (self.value < self.lowest - noise)
+        self.best, self.lowest = torch.minimum(self.best, largest), torch.minimum(self.lowest, self.value)
         self.waited = torch.where(better, 0, self.waited + 1)
         ended = (largest <= self.stack.tolerance) | (self.waited > _PATIENCE) | ~largest.isfinite()
         ended &= ~self.pending
@@ -211,7 +219,7 @@ class _State:
         self.loss.keep(stay)
         self.stack = self.stack.some(stay)
         self.steps, self.turns, self.weight = self.steps[:, stay], self.turns[:, stay], self.weight[:, stay]
-        for name in ("gradient", "slope", "curved", "part", "pending", "best", "waited"):
+        for name in ("gradient", "slope", "curved", "part", "pending", "value", "best", "lowest", "waited"):
             setattr(self, name, getattr(self, name)[stay])
 
 

@@ -169,17 +169,6 @@ class _Solver:
         return found
 
 
-def device_of(name: str) -> torch.device:
-    """Return the device that an option names.
-
-    Raises:
-        HeadError: a GPU is asked for and there is none of that number.
-    """
-    from featcache.heads.epochs import resolve_device
-
-    return resolve_device(name)
-
-
 def objective(problem: Problem, C: float, coef: Any, intercept: Any) -> float:
     """Return the mean loss plus penalty, in float64, of weights (R, D) and intercepts (R,)."""
     passes = Passes(problem.task.X, problem.columns, problem.device)

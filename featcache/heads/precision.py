@@ -32,6 +32,11 @@ class Precision(Enum):
         """Whether gradients are as exact as float32."""
         return self is not Precision.BRIEF
 
+    @property
+    def noise(self) -> float:
+        """By what share of itself a value must change to have changed for certain."""
+        return 1e-14 if self is Precision.DOUBLE else 1e-7
+
     @staticmethod
     def of(dtype: torch.dtype, device: torch.device, offset: float) -> list[Precision]:
         """Return those worth taking, coarsest first, for a table whose largest |mean| / scale is `offset`."""

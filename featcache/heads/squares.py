@@ -81,7 +81,7 @@ class Squares:
 
     def _standardised(self, rows: slice, columns: slice) -> Tensor:
         block = self.table[rows, columns].to(self.device).double()
-        return block.sub_(self.shift[columns]).div_(self.scale[columns])
+        return (block - self.shift[columns]).div_(self.scale[columns])
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)

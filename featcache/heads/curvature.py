@@ -33,37 +33,50 @@ class Curvature:
     values: Tensor
     rest: float
 
-    def solve(self, gradient: Tensor, scale: Tensor, penalty: Tensor, intercept: Tensor) -> Tensor:
+    def solve(
+        self, gradient: Tensor, scale: Tensor, rest: Tensor, penalty: Tensor, intercept: Tensor
+    ) -> Tensor:
         """Return (scale · G + penalty)^-1 times gradients (P, C, D + 1), for problems' scales, … (P,).
 
-        The last column is the intercept's, of second moment 1 and with a penalty (P,) of its own.
+        Outside the eigenvectors 1 / rest is taken, `rest` (P,) a curvature with its penalty. The last column
+        is the intercept's, of second moment 1 and with a penalty (P,) of its own.
         """
-        rest = 1 / (scale * self.rest + penalty)
-        short = 1 / (scale[:, None] * self.values + penalty[:, None]) - rest[:, None]
+        short = 1 / (scale[:, None] * self.values + penalty[:, None]) - (1 / rest)[:, None]
         weights = gradient[..., :-1]
         along = (weights.to(self.vectors.dtype) @ self.vectors) * short[:, None].to(self.vectors.dtype)
         found = (along @ self.vectors.t()).to(gradient.dtype)
-        found += weights * rest[:, None, None].to(gradient.dtype)
+        found += weights / rest[:, None, None].to(gradient.dtype)
         last = gradient[..., -1:] / (scale + intercept)[:, None, None].to(gradient.dtype)
         return torch.cat([found, last], 2)
 
-    def scale_of(self, turn: Tensor, product: Tensor, penalty: Tensor, intercept: Tensor) -> Tensor:
-        """Return the scales (P,) for which `solve` turns what steps changed, (P, C, D + 1), into steps.
+    def fit(
+        self, step: Tensor, turn: Tensor, rest: Tensor, penalty: Tensor, intercept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scales and rests (P,) with which `solve` turns changes of gradients into the steps.
 
-        That is, into some whose `product` (P,) with the change is that of the steps; by bisection.
+        That is, for steps and what they changed (P, C, D + 1), into some whose product with the change is the
+        steps' own, within the eigenvectors and outside; outside it is `rest` where that says nothing.
         """
-        weights = turn[..., :-1]
-        along = (weights.to(self.vectors.dtype) @ self.vectors).double().square().sum(dim=1)
-        others = (weights.square().sum(dim=(1, 2), dtype=torch.float64) - along.sum(dim=1)).clamp_(min=0)
-        last = turn[..., -1].double().square().sum(dim=1)
+        own, changed = (each[..., :-1].to(self.vectors.dtype) @ self.vectors for each in (step, turn))
+        inside, along = _sum(own * changed), changed.double().square().sum(dim=1)
+        outside = _sum(step[..., :-1] * turn[..., :-1]) - inside
+        others = _sum(turn[..., :-1].square()) - along.sum(dim=1)
+        says = (outside > 0) & (others > 0)
+        rest = torch.where(says, torch.maximum(others / outside, penalty), rest)
+        last, product = _sum(turn[..., -1:].square()), inside + _sum(step[..., -1:] * turn[..., -1:])
         low, high = (torch.full_like(product, bound).log() for bound in _SCALES)
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             scale = middle.exp()
             found = (along / (scale[:, None] * self.values + penalty[:, None])).sum(dim=1)
-            found += others / (scale * self.rest + penalty) + last / (scale + intercept)
+            found += last / (scale + intercept)
             low, high = torch.where(found > product, middle, low), torch.where(found > product, high, middle)
-        return ((low + high) / 2).exp()
+        return ((low + high) / 2).exp(), rest
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Return the sums (P,) of stacks (P, C, n), float64."""
+    return values.sum(dim=(1, 2), dtype=torch.float64)
 
 
 def curvature(passes: Passes, precision: Precision) -> Curvature:

@@ -21,7 +21,7 @@ from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision
 
 MEMORY = 20  # steps remembered
-_PATIENCE = 8  # passes without a smaller gradient or value until rounding is taken to be the end of it
+_STEADY = 8.0  # factor by which the scale of the curvature may change from step to step
 _TOO_FAR = 0.9  # of the slope a step began with
 _HALVINGS = 12
 _LARGE = 1 << 24  # values of a memory from which on it is float32
@@ -111,10 +111,11 @@ class _State:
         self.begun = False
         self.gradient = torch.zeros_like(stack.weights)
         self.slope = torch.zeros_like(stack.penalty)
-        self.curved = torch.ones_like(stack.penalty)
+        self.curved, self.rest = torch.ones_like(stack.penalty), torch.ones_like(stack.penalty)
         self.part = torch.zeros_like(stack.weights)  # of a step that was cut short, until its gradient is known
         self.pending = torch.zeros(many, dtype=torch.bool, device=passes.device)
         self.value = torch.full_like(stack.penalty, torch.inf)
+        self.stood = self.value  # where the last gradient was taken
         self.best, self.lowest = self.value, torch.full_like(stack.penalty, 1e300)
         self.waited = torch.zeros(many, dtype=torch.int64, device=passes.device)
 
@@ -129,13 +130,16 @@ class _State:
         taken, gradient = taken.view(shape), gradient.view(shape) / self.passes.rows
         value, curved = self.loss.taken()
         if not self.begun:
-            self.curved = curved
+            self.curved, self.rest = curved, curved * self.look.rest + self.stack.penalty
         reached = self.stack.weights + taken
         pull = self._pull(reached)
-        self.value = value + _dot(pull, reached) / 2
+        before, self.value = self.stood, value + _dot(pull, reached) / 2
         gradient += pull
         share = torch.ones(count, dtype=torch.float64, device=self.passes.device)
-        too_far = ~self.pending & (_dot(gradient, taken) > _TOO_FAR * self.slope.abs())
+        too_far = (self.value > before + before.abs() * self.precision.noise) | (
+            _dot(gradient, taken) > _TOO_FAR * self.slope.abs()
+        )
+        too_far &= ~self.pending
         if self.begun and bool(too_far.any()):
             share = self._share(taken, too_far)
         self._move(taken, gradient, share)
@@ -149,6 +153,7 @@ class _State:
             known = torch.where(self.pending[:, None, None], self.part, moved)
             self._remember(known, gradient - self.gradient, ~cut)
         self.gradient = torch.where(cut[:, None, None], self.gradient, gradient)
+        self.stood = torch.where(cut, self.stood, self.value)
         self.part, self.pending, self.begun = moved, cut, True
 
     def _pull(self, weights: Tensor) -> Tensor:
@@ -183,7 +188,9 @@ class _State:
         self.steps[place], self.turns[place] = step, turn
         self.turned += 1
         penalties = self.stack.penalty, self.stack.intercept_penalty
-        self.curved = torch.where(says, self.look.scale_of(turn, product, *penalties), self.curved)
+        scale, rest = self.look.fit(step, turn, self.rest, *penalties)
+        self.curved = torch.where(says, _near(scale, self.curved), self.curved)
+        self.rest = torch.where(says, _near(rest, self.rest), self.rest)
 
     def direction(self) -> Tensor:
         """Return the next steps (P, C, D + 1): zero where a gradient has to be known first."""
@@ -194,7 +201,7 @@ class _State:
             shares[i] = self.weight[i] * _dot(self.steps[i], found)
             found = found - _times(self.turns[i], shares[i])
         stack = self.stack
-        found = self.look.solve(found, self.curved, stack.penalty, stack.intercept_penalty)
+        found = self.look.solve(found, self.curved, self.rest, stack.penalty, stack.intercept_penalty)
         for i in order:
             back = self.weight[i] * _dot(self.turns[i], found)
             found = found + _times(self.steps[i], shares[i] - back)
@@ -210,7 +217,7 @@ class _State:
         better = (largest < 0.9 * self.best) | (self.value < self.lowest - noise)
         self.best, self.lowest = torch.minimum(self.best, largest), torch.minimum(self.lowest, self.value)
         self.waited = torch.where(better, 0, self.waited + 1)
-        ended = (largest <= self.stack.tolerance) | (self.waited > _PATIENCE) | ~largest.isfinite()
+        ended = (largest <= self.stack.tolerance) | (self.waited > self.precision.patience) | ~largest.isfinite()
         ended &= ~self.pending
         return [last or each for each in ended.tolist()]
 
@@ -219,7 +226,7 @@ class _State:
         self.loss.keep(stay)
         self.stack = self.stack.some(stay)
         self.steps, self.turns, self.weight = self.steps[:, stay], self.turns[:, stay], self.weight[:, stay]
-        for name in ("gradient", "slope", "curved", "part", "pending", "value", "best", "lowest", "waited"):
+        for name in ("gradient", "slope", "curved", "rest", "part", "pending", "value", "stood", "best", "lowest", "waited"):
             setattr(self, name, getattr(self, name)[stay])
 
 
@@ -230,3 +237,8 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _times(a: Tensor, factor: Tensor) -> Tensor:
     return a * factor[:, None, None].to(a.dtype)
+
+
+def _near(value: Tensor, before: Tensor) -> Tensor:
+    """Return values no further than a factor from those before."""
+    return torch.minimum(torch.maximum(value, before / _STEADY), before * _STEADY)

@@ -26,7 +26,7 @@ from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import Moments
 
-_SMALL = 1 << 20  # values of a table that is worked on in float64 from the start
+_SMALL = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of a table that is worked on in float64 from the start
 _COARSE, _FINE = 0.7, 0.9  # of the tolerance, what is asked before the next precision takes over
 
 
@@ -111,7 +111,7 @@ class _Solver:
 
     def solutions(self) -> list[Solution]:
         precisions = self.passes.precisions()
-        if self.passes.rows * self.passes.width <= _SMALL:
+        if self.passes.rows * self.passes.width <= _SMALL.get(self.problem.device.type, 0):
             precisions = precisions[-1:]
         stack = self._stack(precisions[0])
         wanted = stack.tolerance

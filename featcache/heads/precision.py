@@ -2,7 +2,7 @@
 
 BRIEF    bfloat16 with float32 sums over blocks, on CPUs that multiply it in hardware: for most of the way
 SPLIT    float16 rows as they are, steps and residuals as a high and a low float16 part, float32 sums, on GPUs:
-         22 bits of each factor on tensor cores, the accuracy of float32
+         22 bits of each factor on tensor cores
 SINGLE   float32
 DOUBLE   float64: for small tables, and for the last look at a gradient
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 _LEAST_SPREAD = 32.0  # means above so many deviations leave bfloat16 too few digits for the deviations
+_CHAIN = 4096  # rows that one float32 sum of a GPU's tensor cores, which cut digits off, goes over
 _HALF_BIAS = 112  # exponents of float16 begin at -15, of bfloat16 at -127
 
 
@@ -29,13 +30,18 @@ class Precision(Enum):
 
     @property
     def fine(self) -> bool:
-        """Whether gradients are as exact as float32."""
-        return self is not Precision.BRIEF
+        """Whether gradients are about as exact as float32."""
+        return self in (Precision.SINGLE, Precision.DOUBLE)
 
     @property
     def noise(self) -> float:
         """By what share of itself a value must change to have changed for certain."""
         return 1e-14 if self is Precision.DOUBLE else 1e-7
+
+    @property
+    def patience(self) -> int:
+        """How many passes without a smaller gradient or value mean that rounding allows no more."""
+        return 40 if self is Precision.DOUBLE else 8
 
     @staticmethod
     def of(dtype: torch.dtype, device: torch.device, offset: float) -> list[Precision]:
@@ -156,8 +162,11 @@ class Split(Products):
     def add(self, sums: Tensor, residuals: Tensor, block: Tensor) -> None:
         """Add residuals' · block."""
         scale = _power_of_two(residuals.abs().amax(dim=1, keepdim=True))
-        high, low = torch.mm(_two_parts(residuals / scale), block, out_dtype=torch.float32).chunk(2)
-        sums += (high + low) * scale
+        parts = _two_parts(residuals / scale)
+        for start in range(0, len(block), _CHAIN):
+            rows = slice(start, start + _CHAIN)
+            high, low = torch.mm(parts[:, rows], block[rows], out_dtype=torch.float32).chunk(2)
+            sums += (high + low) * scale
 
 
 def products_for(precision: Precision, weights: Tensor, rows: torch.dtype) -> Products:

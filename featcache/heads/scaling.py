@@ -48,15 +48,27 @@ def moments(X: Matrix) -> Moments:
     total, squares = np.zeros_like(first), np.zeros_like(first)
     with np.errstate(invalid="ignore", over="ignore"):
         for rows in row_blocks(len(X), X.shape[1], _CACHED):
-            block = X[rows] - first
-            part = block.sum(axis=0)
+            block = widened(X[rows])
+            block -= first
+            each = np.ones(len(block))
+            part = each @ block
             if not np.isfinite(part).all():
                 check_finite(X[rows], rows.start)
             total += part
-            squares += np.einsum("ij,ij->j", block, block)
+            squares += each @ np.square(block, out=block)
         shift = total / len(X)
         variance = np.maximum(squares / len(X) - shift * shift, 0.0)
     return Moments(first + shift, np.where(variance > 0, np.sqrt(variance), 1.0), variance)
+
+
+def widened(rows: Matrix) -> NDArray[np.float64]:
+    """Return a float64 copy of rows; float16 goes by torch, which widens it several times as fast as numpy."""
+    if rows.dtype != np.float16:
+        return rows.astype(np.float64)
+    from featcache.heads.rows import shared_tensor
+
+    wide: NDArray[np.float64] = shared_tensor(rows).float().double().numpy()
+    return wide
 
 
 def check_finite(X: Matrix, first_row: int = 0, name: str = "X") -> None:

@@ -1,8 +1,8 @@
-"""Logistic regression and the linear SVM: featcache's solver against scikit-learn's, to what objective, at what cost.
+"""Logistic regression and the linear SVM: featcache's solver against scikit-learn's, at what cost, how well.
 
-Every way gets the same float16 table, mapped from a file, and runs in a process of its own, so that its peak of
-memory is its own. Printed are the seconds of the whole fit (moments, standardising, solving), iterations, the
-objective reached (mean loss + penalty, computed the same way in float64 for all), peak memory and ratios. Of
+Every way gets the same float16 table, mapped from a file, and runs in a process of its own, so that its peak
+of memory is its own. Printed are the seconds of the whole fit (moments, standardising, solving), iterations,
+the objective reached (mean loss + penalty, computed the same way in float64 for all), peak memory and ratios. Of
 several penalties, peers fit `--peers` one after the other and are scaled to all.
 
 The table is one given (--table X.npy --labels y.npy) or a synthetic one that is as hard as real features:
@@ -30,7 +30,7 @@ CLASSES = 10
 
 
 def synthetic(rows: int, columns: int, folder: Path) -> tuple[Path, Path]:
-    """Write float16 rows (N, D): low-rank factors of spectrum 1/k with a class's centre, mixed, noisy, rectified."""
+    """Write float16 rows (N, D): factors of decaying weight, a class's centre, mixed, noisy, rectified."""
     rng = np.random.default_rng(0)
     rank = min(400, columns)
     y = rng.integers(0, CLASSES, rows)
@@ -72,7 +72,9 @@ def one(options: argparse.Namespace) -> dict[str, object]:
     return {
         "seconds": seconds,
         "iterations": [int(head.n_iter_) for head in heads],
-        "objectives": {f"{C:.6g}": reached(X, y, C, head, options) for C, head in zip(Cs, heads, strict=True)},
+        "objectives": {
+            f"{C:.6g}": reached(X, y, C, head, options) for C, head in zip(Cs, heads, strict=True)
+        },
         "peak": peak,
         "notes": [note for head in heads for note in head.notes_],
     }
@@ -146,8 +148,8 @@ def show(options: argparse.Namespace, found: dict[str, list[dict[str, object]]])
         count = runs[0]["iterations"]
         print(
             f"{way:<13} median {statistics.median(r['seconds'] for r in runs):8.2f} s   × {ratio:5.2f}   "
-            f"{min(count)}–{max(count)} iterations   objective above the best {above:.1e}   "
-            f"peak {max(r['peak'] for r in runs) / 2**30:.2f} GiB {'  '.join(runs[0]['notes'])[:90]}",
+            f"{min(count)}–{max(count)} iterations   objective above the best {above:.1e}   peak "
+            f"{max(r['peak'] for r in runs) / 2**30:.2f} GiB {'  '.join(runs[0]['notes'])[:90]}",
             flush=True,
         )
 
@@ -176,8 +178,9 @@ def main() -> None:
             options.table, options.labels = synthetic(options.rows, options.columns, Path(folder))
         shape = np.load(options.table, mmap_mode="r").shape
         print(
-            f"{options.head}, {options.penalties} penalties, {shape[0]} × {shape[1]} float16, {options.device}; "
-            f"{os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, {platform.machine()}"
+            f"{options.head}, {options.penalties} penalties, {shape[0]} × {shape[1]} float16, "
+            f"{options.device}; {os.cpu_count()} cores, {os.environ.get('OMP_NUM_THREADS', 'all')} threads, "
+            f"{platform.machine()}"
         )
         found: dict[str, list[dict[str, object]]] = {way: [] for way in options.ways}
         for _ in range(options.rounds):

@@ -15,7 +15,11 @@ from featcache.heads.batched import EpochOfMany, check_data
 from featcache.heads.catalogue import create
 from featcache.heads.paths import bytes_of, fit_path, key
 
-PENALTIES = {"logreg": ("C", [1e-4, 0.01, 1.0]), "svm": ("C", [1e-4, None, 1.0]), "ridge": ("alpha", [0.1, 1.0, 900.0])}
+PENALTIES = {
+    "logreg": ("C", [1e-4, 0.01, 1.0]),
+    "svm": ("C", [1e-4, None, 1.0]),
+    "ridge": ("alpha", [0.1, 1.0, 900.0]),
+}
 
 
 def digits() -> tuple[Any, ...]:

@@ -29,7 +29,7 @@ _LARGE = 1 << 24  # values of a memory from which on it is float32
 
 @dataclass
 class Stack:
-    """P problems: weights with intercept (P, C, D + 1), and for each (P,) penalties and tolerance, float64."""
+    """P problems: weights and intercepts (P, C, D + 1), for each (P,) penalties and a tolerance, float64."""
 
     weights: Tensor
     penalty: Tensor
@@ -112,7 +112,9 @@ class _State:
         self.gradient = torch.zeros_like(stack.weights)
         self.slope = torch.zeros_like(stack.penalty)
         self.curved, self.rest = torch.ones_like(stack.penalty), torch.ones_like(stack.penalty)
-        self.part = torch.zeros_like(stack.weights)  # of a step that was cut short, until its gradient is known
+        self.part = torch.zeros_like(
+            stack.weights
+        )  # of a step that was cut short, until its gradient is known
         self.pending = torch.zeros(many, dtype=torch.bool, device=passes.device)
         self.value = torch.full_like(stack.penalty, torch.inf)
         self.stood = self.value  # where the last gradient was taken
@@ -163,7 +165,7 @@ class _State:
         return pull
 
     def _share(self, taken: Tensor, wanted: Tensor) -> Tensor:
-        """Return the best share of a step for the problems wanted, by bisection and secants; 1 for the others."""
+        """Return the best share of a step for the problems wanted, by secants and halvings; else 1."""
         own, along = _dot(self._pull(self.stack.weights), taken), _dot(self._pull(taken), taken)
         low, high = torch.zeros_like(own), torch.ones_like(own)
         down = self.slope
@@ -217,7 +219,9 @@ class _State:
         better = (largest < 0.9 * self.best) | (self.value < self.lowest - noise)
         self.best, self.lowest = torch.minimum(self.best, largest), torch.minimum(self.lowest, self.value)
         self.waited = torch.where(better, 0, self.waited + 1)
-        ended = (largest <= self.stack.tolerance) | (self.waited > self.precision.patience) | ~largest.isfinite()
+        ended = (
+            (largest <= self.stack.tolerance) | (self.waited > self.precision.patience) | ~largest.isfinite()
+        )
         ended &= ~self.pending
         return [last or each for each in ended.tolist()]
 
@@ -226,7 +230,19 @@ class _State:
         self.loss.keep(stay)
         self.stack = self.stack.some(stay)
         self.steps, self.turns, self.weight = self.steps[:, stay], self.turns[:, stay], self.weight[:, stay]
-        for name in ("gradient", "slope", "curved", "rest", "part", "pending", "value", "stood", "best", "lowest", "waited"):
+        for name in (
+            "gradient",
+            "slope",
+            "curved",
+            "rest",
+            "part",
+            "pending",
+            "value",
+            "stood",
+            "best",
+            "lowest",
+            "waited",
+        ):
             setattr(self, name, getattr(self, name)[stay])
 
 

@@ -162,8 +162,8 @@ class _Solver:
             notes = []
             if not worst <= self.tol:
                 notes = [
-                    f"The solver did not converge: after {count} iterations the largest entry of the gradient "
-                    f"is {worst:.2g}, tol is {self.tol:g}."
+                    f"The solver did not converge: after {count} iterations the largest entry of the "
+                    f"gradient is {worst:.2g}, tol is {self.tol:g}."
                 ]
             found.append(Solution(coef, intercept, int(count), float(worst), notes))
         return found

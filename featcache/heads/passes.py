@@ -2,8 +2,8 @@
 
 A pass reads the table (N, D) once, block by block, as it is stored. For a step (K, D) in the coordinates of
 standardised columns it hands every block's scores to a function that answers with residuals, and sums
-residuals' · rows. Mean and scale are folded into the step and the sum, (x - m) / s · w = x · (w / s) - m · (w / s),
-so no standardised rows are ever made. Any number of problems share a pass as further columns of its products.
+residuals' · rows. Mean and scale are folded into the step and the sum, (x - m) / s · w = x · (w / s) - m ·
+(w / s), so no standardised rows are ever made. Any number of problems share a pass, side by side.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The products of a pass in several precisions, each with what it is worth taking it for.
 
 BRIEF    bfloat16 with float32 sums over blocks, on CPUs that multiply it in hardware: for most of the way
-SPLIT    float16 rows as they are, steps and residuals as a high and a low float16 part, float32 sums, on GPUs:
-         22 bits of each factor on tensor cores
+SPLIT    float16 rows as they are, steps and residuals as a high and a low float16 part, float32 sums,
+         on GPUs: 22 bits of each factor on tensor cores
 SINGLE   float32
 DOUBLE   float64: for small tables, and for the last look at a gradient
 """

@@ -62,7 +62,7 @@ def moments(X: Matrix) -> Moments:
 
 
 def widened(rows: Matrix) -> NDArray[np.float64]:
-    """Return a float64 copy of rows; float16 goes by torch, which widens it several times as fast as numpy."""
+    """Return a float64 copy of rows; float16 goes by torch, which is several times as fast as numpy."""
     if rows.dtype != np.float16:
         return rows.astype(np.float64)
     from featcache.heads.rows import shared_tensor

@@ -1,8 +1,8 @@
 """Ridge: least squares with an L2 penalty, in float64, for any number of penalties from one look at the rows.
 
-The columns' products (D, D) where D <= N, else the rows' (N, N), are taken once; every penalty then costs one
-Cholesky factorisation of them. For two dozen penalties that is less than one eigendecomposition, and a penalty
-solved among others is bit for bit the one solved alone.
+The columns' products (D, D) where D <= N, else the rows' (N, N), are taken once; every penalty then costs
+one Cholesky factorisation of them. For two dozen penalties that is less than one eigendecomposition, and a
+penalty solved among others is bit for bit the one solved alone.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 Every way gets the same float16 table, mapped from a file, and runs in a process of its own, so that its peak
 of memory is its own. Printed are the seconds of the whole fit (moments, standardising, solving), iterations,
-the objective reached (mean loss + penalty, computed the same way in float64 for all), peak memory and ratios. Of
-several penalties, peers fit `--peers` one after the other and are scaled to all.
+the objective reached (mean loss + penalty, computed in float64 for all), peak memory and ratios. Of several
+penalties, peers fit `--peers` one after the other and are scaled to all.
 
 The table is one given (--table X.npy --labels y.npy) or a synthetic one that is as hard as real features:
 correlated columns of decaying spectrum, rectified as by a ReLU, classes that overlap.

@@ -52,9 +52,9 @@ class LogisticHead(LinearScores):
     gradient of the objective, divided by C and N, is above `tol`.
 
     solver="featcache" is `featcache.heads.linear` on `device`: the rows are read in blocks as they are
-    stored, never copied as a whole. solver="sklearn" is scikit-learn's L-BFGS on one float32 copy of the rows:
-    the reference. "auto" is featcache. Fitted besides coef_ and intercept_: `n_iter_`, `converged_` and `notes_`
-    (what the solver had to say).
+    stored, never copied as a whole. solver="sklearn", the reference, is scikit-learn's L-BFGS on one float32
+    copy of the rows. "auto" is featcache. Fitted besides coef_ and intercept_: `n_iter_`, `converged_` and
+    `notes_` (what the solver had to say).
     """
 
     KIND: ClassVar = "logreg"

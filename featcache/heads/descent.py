@@ -25,6 +25,11 @@ _STEADY = 8.0  # factor by which the scale of the curvature may change from step
 _TOO_FAR = 0.9  # of the slope a step began with
 _HALVINGS = 12
 _LARGE = 1 << 24  # values of a memory from which on it is float32
+# What `_State` holds of every problem, first dimension P.
+_EACH = (
+    *("gradient", "slope", "curved", "rest", "part", "pending"),
+    *("value", "stood", "best", "lowest", "waited"),
+)
 
 
 @dataclass
@@ -112,9 +117,7 @@ class _State:
         self.gradient = torch.zeros_like(stack.weights)
         self.slope = torch.zeros_like(stack.penalty)
         self.curved, self.rest = torch.ones_like(stack.penalty), torch.ones_like(stack.penalty)
-        self.part = torch.zeros_like(
-            stack.weights
-        )  # of a step that was cut short, until its gradient is known
+        self.part = torch.zeros_like(stack.weights)  # a step cut short, until the gradient after it is known
         self.pending = torch.zeros(many, dtype=torch.bool, device=passes.device)
         self.value = torch.full_like(stack.penalty, torch.inf)
         self.stood = self.value  # where the last gradient was taken
@@ -230,19 +233,7 @@ class _State:
         self.loss.keep(stay)
         self.stack = self.stack.some(stay)
         self.steps, self.turns, self.weight = self.steps[:, stay], self.turns[:, stay], self.weight[:, stay]
-        for name in (
-            "gradient",
-            "slope",
-            "curved",
-            "rest",
-            "part",
-            "pending",
-            "value",
-            "stood",
-            "best",
-            "lowest",
-            "waited",
-        ):
+        for name in _EACH:
             setattr(self, name, getattr(self, name)[stay])
 
 

@@ -28,6 +28,10 @@ PARAMETERS = {
     "kernel": (click.Choice(["linear", "rbf"]), "Kernel of svm."),
     "gamma": (str, "Width of the rbf kernel: scale, auto or a number."),
     "alpha": (float, "Penalty of ridge."),
+    "solver": (
+        click.Choice(["auto", "featcache", "sklearn"]),
+        "Who solves logreg and linear svm: auto is featcache, sklearn the reference.",
+    ),
     "k": (int, "Neighbours of knn."),
     "metric": (click.Choice(["cosine", "euclidean"]), "Distance of knn."),
     "criterion": (click.Choice(["gini", "entropy"]), "What a split of tree and forest should lessen."),

@@ -15,6 +15,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from featcache.heads import saving
 from featcache.heads.neighbours import KNNHead
+from featcache.heads.scaling import row_blocks
 from featcache.heads.svm import SVMHead
 
 
@@ -73,7 +74,7 @@ def _objective(model: Any, Z: Any, y: Any, C: float) -> float:
 def test_the_hinge_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, _, _ = _digits(3)
     whole = SVMHead().fit(X, y)
-    monkeypatch.setattr("featcache.heads.hinge.row_blocks", lambda n, d: _blocks(n, d, 1000))
+    monkeypatch.setattr("featcache.heads.hinge.row_blocks", lambda n, d: row_blocks(n, d, 1000))
     assert np.allclose(SVMHead().fit(X, y).coef_, whole.coef_, atol=1e-4)
 
 
@@ -116,18 +117,61 @@ def test_knn_in_many_blocks(metric: str, monkeypatch: pytest.MonkeyPatch) -> Non
     X = X + np.random.default_rng(0).normal(0, 0.1, X.shape)  # no two rows equally far
     head = KNNHead(metric=metric, k=7).fit(X.astype(np.float16), y)
     whole, near = head.predict_proba(test), head.nearest(test)
-    monkeypatch.setattr("featcache.heads.scaling.BLOCK", 512 * 3)
-    monkeypatch.setattr("featcache.heads.neighbours.row_blocks", lambda n, d, v=512 * 3: _blocks(n, d, v))
-    monkeypatch.setattr("featcache.heads.neighbours._QUERIES", 11)
+    monkeypatch.setattr("featcache.heads.scoring.BLOCK", 64 * 11)
+    monkeypatch.setattr(KNNHead, "ROWS_AT_ONCE", 11)
+    monkeypatch.setattr("featcache.heads.nearest._ROWS", {"cpu": (3, 3)})
     assert np.array_equal(head.nearest(test), near)
     assert np.array_equal(head.predict_proba(test), whole)
     assert head.score(test, truth) > 0.9
 
 
-def _blocks(rows: int, columns: int, values: int) -> Any:
-    from featcache.heads import scaling
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 400), k=st.integers(1, 30), seed=st.integers(0, 99))
+def test_the_largest_are_those_of_topk(rows: int, columns: int, k: int, seed: int) -> None:
+    import torch
 
-    return scaling.row_blocks(rows, columns, values)
+    from featcache.heads.nearest import largest
+
+    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    found, where = largest(values, k)
+    wanted = values.topk(min(k, columns), dim=1)
+    assert torch.equal(found, wanted.values) and torch.equal(where, wanted.indices)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("standardize", ["yes", "no"])
+def test_of_equally_near_rows_the_earlier_comes_first(metric: str, standardize: str) -> None:
+    X, y, _, _ = _digits(10)
+    twice = np.concatenate([X, X, X]).astype(np.float16)
+    head = KNNHead(k=4, metric=metric, standardize=standardize).fit(twice, np.tile(y, 3))
+    near = head.nearest(head._standardised_block(X[:50], np.float32))
+    assert np.array_equal(near[:, :3], np.arange(50)[:, None] + [0, len(X), 2 * len(X)])
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_heads_of_several_k_look_for_neighbours_once(metric: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from featcache.heads.batched import check_data
+    from featcache.heads.nearest import Nearest
+    from featcache.heads.scoring import probabilities_of
+    from featcache.heads.together import fit_together, key
+
+    X, y, test, _ = _digits(10)
+    heads = [KNNHead(k=k, metric=metric) for k in (20, 1, 5, 5, 10**6)]
+    assert {key(head) for head in heads} == {key(heads[0])} != {key(KNNHead(standardize="yes"))}
+    (finished,) = fit_together(heads, check_data(X, y))
+    assert finished == [(number, None) for number in range(5)]
+    asked: list[int] = []
+    find = Nearest.find
+    monkeypatch.setattr(Nearest, "find", lambda self, q, k: asked.append(k) or find(self, q, k))
+    together = probabilities_of(heads, test)
+    assert asked == [len(X)]
+    for head, own in zip(heads, together, strict=True):
+        alone = KNNHead(k=head.k, metric=metric).fit(X, y)
+        assert np.array_equal(own, alone.predict_proba(test))
+    # Heads that do not share their rows answer for themselves.
+    other = KNNHead(k=3, metric=metric).fit(X[:100], y[:100])
+    one, two = probabilities_of([heads[0], other], test)
+    assert np.array_equal(one, together[0]) and np.array_equal(two, other.predict_proba(test))
 
 
 def test_knn_holds_the_table_it_was_given() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -146,9 +146,10 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     def _block_scores(self, block: Matrix) -> Matrix:
         """Return the scores (n, C) of standardised rows (n, D); the likeliest class has the largest."""
 
-    def _scores_of_many(self, heads: Sequence[Head], block: Matrix) -> Iterable[Matrix]:
-        """Yield the scores of each of some heads of this one's kind on the same standardised rows."""
-        return (head._block_scores(block) for head in heads)
+    def _scores_of_blocks(self, heads: Sequence[Head], blocks: Iterable[Matrix]) -> Iterator[list[Matrix]]:
+        """Yield for each block of standardised rows the scores of each of some heads of this one's kind."""
+        for block in blocks:
+            yield [head._block_scores(block) for head in heads]
 
     def forewarning(self, X: Matrix, y: Codes) -> str:
         """Return what to know before a fit to X (N, D) and codes y (N,) that will take long; "" mostly."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,9 +43,20 @@ def scores_of(heads: Sequence[Head], X: ArrayLike) -> list[Matrix]:
     rows: Matrix = first._validated(X=X, reset=False)
     dtype = np.float64 if rows.dtype == np.float64 else np.float32
     scores = [np.empty((len(rows), len(head.classes_)), dtype=dtype) for head in heads]
-    for part in row_blocks(len(rows), rows.shape[1], max(BLOCK, first.ROWS_AT_ONCE * rows.shape[1])):
-        check_finite(rows[part], part.start)
-        block = first._standardised_block(rows[part], dtype)
-        for own, found in zip(scores, first._scores_of_many(heads, block), strict=True):
-            own[part] = found
+    parts = list(row_blocks(len(rows), rows.shape[1], max(BLOCK, first.ROWS_AT_ONCE * rows.shape[1])))
+    for part, found in zip(parts, first._scores_of_blocks(heads, _blocks(first, rows, parts)), strict=True):
+        for own, some in zip(scores, found, strict=True):
+            own[part] = some
     return scores
+
+
+def _blocks(head: Head, rows: Matrix, parts: Sequence[slice]) -> Iterator[Matrix]:
+    """Yield the parts of the rows (N, D) as the head looks at them.
+
+    Raises:
+        HeadError: a part holds NaN or infinity.
+    """
+    dtype = np.float64 if rows.dtype == np.float64 else np.float32
+    for part in parts:
+        check_finite(rows[part], part.start)
+        yield head._standardised_block(rows[part], dtype)

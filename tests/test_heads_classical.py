@@ -125,19 +125,6 @@ def test_knn_in_many_blocks(metric: str, monkeypatch: pytest.MonkeyPatch) -> Non
     assert head.score(test, truth) > 0.9
 
 
-@settings(max_examples=40, deadline=None)
-@given(rows=st.integers(1, 5), columns=st.integers(1, 400), k=st.integers(1, 30), seed=st.integers(0, 99))
-def test_the_largest_are_those_of_topk(rows: int, columns: int, k: int, seed: int) -> None:
-    import torch
-
-    from featcache.heads.nearest import largest
-
-    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    found, where = largest(values, k)
-    wanted = values.topk(min(k, columns), dim=1)
-    assert torch.equal(found, wanted.values) and torch.equal(where, wanted.indices)
-
-
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("standardize", ["yes", "no"])
 def test_of_equally_near_rows_the_earlier_comes_first(metric: str, standardize: str) -> None:

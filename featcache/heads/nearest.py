@@ -14,7 +14,6 @@ from featcache.heads.scaling import Matrix, row_blocks
 
 _VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}  # of rows in a chunk, about
 _ROWS = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # in a chunk, at least and at most
-_GROUP = 16  # columns whose best is looked at first
 _SPARE = 8  # places beyond the k-th that are kept, so that equally near rows can be ordered
 _SHARE = 0.6  # of a GPU's free memory that the table may take
 
@@ -56,7 +55,7 @@ class Nearest:
         best = asked.new_empty((len(asked), 0))
         where = torch.empty((len(asked), 0), dtype=torch.int64, device=self.device)
         for start, rows in self._chunks(asked.dtype):
-            values, found = largest(self._closeness(asked, rows), keep)
+            values, found = self._closeness(asked, rows).topk(min(keep, len(rows)), dim=1)
             best, where = torch.cat([best, values], 1), torch.cat([where, found + start], 1)
             best, order = best.topk(min(keep, best.shape[1]), dim=1)
             where = where.gather(1, order)
@@ -84,25 +83,6 @@ class Nearest:
         if self.cosine:
             return queries @ rows.T
         return torch.addmm(rows.square().sum(dim=1), queries, rows.T, beta=-1, alpha=2)
-
-
-def largest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the k largest of each row of (n, m), or all m, and where they are: `topk`, in less time.
-
-    The k largest are within the k groups of columns with the largest members.
-    """
-    m = values.shape[1]
-    whole = m // _GROUP
-    if whole < 4 * k:
-        top = values.topk(min(k, m), dim=1)
-        return top.values, top.indices
-    groups = values[:, : whole * _GROUP].unflatten(1, (whole, _GROUP))
-    chosen = groups.amax(dim=2).topk(k, dim=1).indices[:, :, None]
-    some = groups.gather(1, chosen.expand(-1, -1, _GROUP)).flatten(1)
-    where = (chosen * _GROUP + torch.arange(_GROUP, device=values.device)).flatten(1)
-    rest = torch.arange(whole * _GROUP, m, device=values.device).expand(len(values), -1)
-    top = torch.cat([some, values[:, whole * _GROUP :]], 1).topk(k, dim=1)
-    return top.values, torch.cat([where, rest], 1).gather(1, top.indices)
 
 
 def _ordered(values: Tensor, where: Tensor) -> Tensor:

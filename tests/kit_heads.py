@@ -41,9 +41,10 @@ CASES = [
     Case("logreg", {"C": 1.0}),
     Case("svm"),
     Case("svm", {"kernel": "rbf"}),
+    Case("svm", {"kernel": "rbf-approx", "landmarks": 40}),
     Case("ridge"),
     Case("knn", {"k": 5}),
-    Case("knn", {"k": 5, "metric": "euclidean", "standardize": "yes"}),
+    Case("knn", {"k": 5, "metric": "euclidean", "standardize": "yes", "device": "cpu"}),
 ]
 
 

@@ -24,8 +24,9 @@ PARAMETERS = {
     "min_delta": (float, "How much better counts as better."),
     "monitor": (click.Choice(["val_loss", "val_accuracy"]), "What early stopping watches."),
     "C": (float, "Inverse penalty of logreg and svm."),
-    "kernel": (click.Choice(["linear", "rbf"]), "Kernel of svm."),
+    "kernel": (click.Choice(["linear", "rbf", "rbf-approx"]), "Kernel of svm."),
     "gamma": (str, "Width of the rbf kernel: scale, auto or a number."),
+    "landmarks": (int, "Rows that stand for all in svm --kernel rbf-approx."),
     "alpha": (float, "Penalty of ridge."),
     "k": (int, "Neighbours of knn."),
     "metric": (click.Choice(["cosine", "euclidean"]), "Distance of knn."),
@@ -33,7 +34,7 @@ PARAMETERS = {
         click.Choice(["auto", "yes", "no"]),
         "Scale columns by the training rows' mean and deviation.",
     ),
-    "seed": (int, "Seed of initialisation, shuffling and dropout."),
+    "seed": (int, "Seed of initialisation, shuffling and dropout; of rbf-approx, the landmarks."),
     "device": (str, "auto, cpu or cuda[:i]."),
 }
 
@@ -90,6 +91,7 @@ def train_head(
         watch = fit.Watch(
             layers=(lambda rows: None) if as_json else show_layers,
             epoch=lambda report: progress("epoch", report.epoch, report.epochs),
+            warns=lambda text: say(f"note: {text}"),
             keeps=lambda run: say(f"run {run}: if it is stopped, featcache train-head --resume {run}"),
         )
         if resume is not None:
@@ -153,6 +155,9 @@ def result(record: dict[str, Any]) -> dict[str, Any]:
         "test",
         "best_epoch",
         "epochs",
+        "cv",
+        "subset",
+        "train_rows",
         "calibration",
         "fit_seconds",
         "peak_rss_bytes",

@@ -77,12 +77,14 @@ class Nearest:
         if not self.cosine:
             return rows
         lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-        return rows / lengths.where(lengths > 0, 1.0)
+        placed: Tensor = rows / lengths.where(lengths > 0, 1.0)
+        return placed
 
     def _closeness(self, queries: Tensor, rows: Tensor) -> Tensor:
         if self.cosine:
             return queries @ rows.T
-        return torch.addmm(rows.square().sum(dim=1), queries, rows.T, beta=-1, alpha=2)
+        closeness: Tensor = torch.addmm(rows.square().sum(dim=1), queries, rows.T, beta=-1, alpha=2)
+        return closeness
 
 
 def _ordered(values: Tensor, where: Tensor) -> Tensor:

@@ -44,14 +44,23 @@ def key(head: Head) -> tuple[Any, ...] | None:
     return None if found is None else (head.KIND, *found)
 
 
-def bytes_of(head: Head, columns: int, classes: int) -> int:
-    """Return the memory in bytes that a head takes while it is fitted with others, besides the table."""
+def bytes_of(head: Head, columns: int, classes: int, rows: int = 0) -> int:
+    """Return the memory in bytes that a head takes while it is fitted with others, besides the table.
+
+    Args:
+        head: an unfitted head.
+        columns: D.
+        classes: C.
+        rows: N; what it adds is left out where it is not known.
+    """
     if isinstance(head, NetworkHead):
         from featcache.heads import batched
 
         return batched.bytes_of(head, columns, classes)
     if isinstance(head, KNNHead):
         return 1  # its neighbours are those of the others
+    if (paths := _paths(head)) is not None:
+        return int(paths.bytes_of(head, rows, columns, classes))
     return 8 * _STEPS * (columns + 1) * classes
 
 

@@ -27,6 +27,11 @@ class Point:
         """Training rows, the mean over the trials."""
         return self.best.mean("train_rows")
 
+    @property
+    def trials(self) -> int:
+        """How many draws of the rows there are."""
+        return self.best.subsets
+
     def tested(self, cache: Cache) -> Point:
         """Evaluate the chosen configuration's heads on the test split, each once, and no other head."""
         records = [tested(cache, record) for record in self.best.records]

@@ -62,8 +62,13 @@ def by_subset(members: Iterable[Member]) -> dict[Subset | None, list[Member]]:
     return groups
 
 
-def batches(members: Iterable[Member], columns: int, classes: int, memory: int) -> Iterator[list[Member]]:
-    """Yield members that can train together, as many as memory allows, in batches of about equal size."""
+def batches(
+    members: Iterable[Member], shape: tuple[int, int], classes: int, memory: int
+) -> Iterator[list[Member]]:
+    """Yield members that can train together on a table of `shape` (N, D), in batches of about equal size.
+
+    A batch has as many as take `memory` bytes.
+    """
     from featcache.heads.together import bytes_of, key
 
     groups: dict[Any, list[Member]] = {}
@@ -71,7 +76,7 @@ def batches(members: Iterable[Member], columns: int, classes: int, memory: int) 
         own = key(member.head)
         groups.setdefault(("alone", number) if own is None else own, []).append(member)
     for group in groups.values():
-        most = max(1, memory // bytes_of(group[0].head, columns, classes))
+        most = max(1, memory // bytes_of(group[0].head, shape[1], classes, shape[0]))
         count = -(-len(group) // most)
         for number in range(count):
             yield group[len(group) * number // count : len(group) * (number + 1) // count]

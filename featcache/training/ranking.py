@@ -45,6 +45,11 @@ class Configuration:
             default=None,
         )
 
+    @property
+    def subsets(self) -> int:
+        """On how many subsets of the training rows there are runs; all of them count as one."""
+        return len(self._by_subset())
+
     def _by_subset(self) -> list[list[dict[str, Any]]]:
         subsets: list[Any] = []
         groups: list[list[dict[str, Any]]] = []

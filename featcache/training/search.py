@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from featcache.training.grid import Grid, combinations
+from featcache.errors import OptionError
+from featcache.training.grid import Grid, Range, combinations, drawn, ranges
 from featcache.training.ranking import Configuration
 
 
@@ -24,10 +25,25 @@ class Search(Protocol):
 
 
 class Points:
-    """All points of a grid, or `random` of them."""
+    """All points of a grid, or `random` of them.
 
-    def __init__(self, grid: Grid, random: int | None = None) -> None:
-        self._points = list(combinations(grid, random))
+    Raises:
+        OptionError: there is a range, and no number of points.
+    """
+
+    def __init__(self, grid: Grid, random: int | None = None, seed: int = 0) -> None:
+        wide = ranges(grid)
+        if wide and random is None:
+            name = next(iter(wide))
+            raise OptionError(
+                f"{name} is a range, {wide[name]}: it has no end of values.",
+                f"Say how many to try with --random N or --optuna N, or list them: {name}=…,….",
+            )
+        if wide:
+            self._points = drawn(grid, random or 1, seed)
+        else:
+            lists = {name: values for name, values in grid.items() if not isinstance(values, Range)}
+            self._points = list(combinations(lists, random, seed))
         self.count = len(self._points)
 
     def ask(self) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from featcache.errors import HeadError, OptionError
+from featcache.heads.catalogue import options
 from featcache.store.cache import Cache
 from featcache.store.table import has_split
 from featcache.training import folds
@@ -19,6 +20,7 @@ from featcache.training.members import Member, members_of
 from featcache.training.ranking import Configuration, ranked
 from featcache.training.search import Points, Search
 from featcache.training.subsets import Draw, Fold, Size, Subset
+from featcache.training.suggestions import TOGETHER, Suggestions
 from featcache.training.trainer import News as News
 from featcache.training.trainer import Trainer
 
@@ -27,7 +29,10 @@ MEMORY = 2 << 30  # bytes that heads trained together may take, besides the tabl
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to try: `training` with each combination of `grid` (or `random` of them), each with `seeds` seeds.
+    """What to try: `training` with each combination of `grid`, each with `seeds` seeds.
+
+    Of the combinations, or of a grid with ranges, `random` are drawn or `optuna` are suggested one after the
+    other, where one is given.
 
     `training.params` holds the options that stay the same; `training.test` asks for an evaluation of the
     chosen heads on the test split, `training.calibrate` for a calibrated copy of the chosen one. Heads train
@@ -43,6 +48,7 @@ class Sweep:
     seeds: int = 1
     memory: int = MEMORY
     random: int | None = None
+    optuna: int | None = None
     sizes: Sequence[Size] = ()
     trials: int = 1
     folds: int | None = None
@@ -106,17 +112,18 @@ def sweep(
     trainer = Trainer(cache, asked.training, asked.memory, total, tell, warn)
     members: list[Member] = []
     while values := search.ask():
-        training, new = asked.training, asked.subsets()
-        some = members_of(training.head, training.params, values, asked.seeds, new)
+        training = asked.training
+        new = [point for point in values if all(member.values != point for member in members)]
+        some = members_of(training.head, training.params, new, asked.seeds, asked.subsets())
         trainer.train(some)
-        search.tell(_ranked(some))
         members += some
+        search.tell(_ranked(member for member in members if member.values in values))
     points = [_point(asked, size, members) for size in asked.sizes]
     found = points[-1].configurations if points else _ranked(members)
     best = _chosen(cache, asked, found)
     if points and asked.training.test:
-        points = [point.tested(cache) for point in points]
-        found, best = points[-1].configurations, points[-1].configurations[0].best or best
+        points = [point.tested(cache) if point.best.best else point for point in points]
+        found, best = points[-1].configurations, points[-1].best.best or best
     failed = sum(member.failure is not None for member in members)
     seconds = time.perf_counter() - begin
     return Swept(found, best, len(members), trainer.found, failed, trainer.together, seconds, points)
@@ -128,7 +135,7 @@ def _search(asked: Sweep) -> Search:
     both = sorted(set(training.params) & set(asked.grid))
     if both:
         raise OptionError(f"{both[0]} is given both as an option and in the grid.", "Give it once.")
-    for name in ("seeds", "random", "trials"):
+    for name in ("seeds", "random", "optuna", "trials"):
         number = getattr(asked, name)
         if number is not None and number < 1:
             raise OptionError(f"{name} must be at least 1, got {number}.")
@@ -143,7 +150,15 @@ def _search(asked: Sweep) -> Search:
             "A learning curve or cross-validation calibrates no heads.",
             "Train the chosen one with --calibrate.",
         )
-    return Points(asked.grid, asked.random)
+    if asked.optuna is None:
+        return Points(asked.grid, asked.random, asked.seed)
+    if asked.sizes or asked.random is not None or not asked.grid:
+        raise OptionError(
+            "Optuna suggests values of a grid, for one number of training rows.",
+            "Give --grid, and leave out --random, --few-shot and --fractions.",
+        )
+    together = TOGETHER if "epochs" in options(training.head) else 1
+    return Suggestions(asked.grid, asked.optuna, asked.seed, together)
 
 
 def _check(cache: Cache, asked: Sweep) -> Sweep:

@@ -119,7 +119,7 @@ class Trainer:
         table, val = self._select(subset)
         self._forewarn(members, table)
         data = check_data(table.X, table.y, val.X, val.y)
-        for batch in batches(members, table.columns, len(data.classes), self.memory):
+        for batch in batches(members, table.X.shape, len(data.classes), self.memory):
             self.together = max(self.together, len(batch))
             self._tell(len(batch))
             told = partial(self._tell_epoch, batch=batch, rows=len(table))

@@ -79,7 +79,7 @@ def test_the_hinge_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert np.allclose(SVMHead().fit(X, y).coef_, whole.coef_, atol=1e-4)
 
 
-@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("classes", [2, 4])
 @pytest.mark.parametrize("standardize", ["yes", "no"])
 def test_all_rows_as_landmarks_span_the_kernel(classes: int, standardize: str) -> None:
     """Then the features' products are the kernel's values, and the linear problem is the kernel's own."""
@@ -98,7 +98,7 @@ def test_all_rows_as_landmarks_span_the_kernel(classes: int, standardize: str) -
     P[-1, -1] = 1
     for t in signs.T:
         a = np.zeros(len(K[0]))
-        for _ in range(60):
+        for _ in range(25):
             active = t * (K @ a) < 1
             A = K[active]
             a = np.linalg.solve(P + 2 * 0.5 * A.T @ A + 1e-9 * np.eye(len(P)), 2 * 0.5 * A.T @ t[active])

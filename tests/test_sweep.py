@@ -305,6 +305,7 @@ def test_sweeps_that_cannot_be_made_are_refused_before_anything_is_trained(
         (Sweep(Training("mlp", {"lr": 1.0}), {"lr": (1.0,)}), "lr is given both"),
         (Sweep(Training("mlp"), {"seed": (1, 2)}, seeds=2), "Seeds are given both"),
         (Sweep(Training("ridge"), {}, seeds=2), "A ridge head draws no random numbers"),
+        (Sweep(Training("svm"), {}, seeds=2), "A svm head draws no random numbers"),
         (Sweep(Training("mlp"), {}, seeds=0), "seeds must be at least 1"),
         (Sweep(Training("mlp"), {}, random=0), "random must be at least 1"),
         (Sweep(Training("mlp", val_fraction=0), {}), "no validation split to choose"),

@@ -179,8 +179,8 @@ def show_layers(rows: Any) -> None:
 
 def _show(record: dict[str, Any]) -> None:
     rows = []
-    for split in ("val", "test"):
-        if found := record[split]:
+    for split in ("cv", "val", "test"):
+        if found := record.get(split):
             worst = found["worst_class"]
             rows.append(
                 [split, found["accuracy"], found["top5"], found["macro_f1"], found["log_loss"], found["ece"],

@@ -199,6 +199,11 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         return self
 
     @property
+    def draws(self) -> bool:
+        """Whether a fit draws random numbers, so that its seed makes a difference."""
+        return "seed" in self.OPTIONS
+
+    @property
     def standardizes(self) -> bool:
         """Whether the columns are standardised, with "auto" resolved."""
         return self.STANDARDIZES if self.standardize == "auto" else self.standardize == "yes"

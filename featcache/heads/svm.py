@@ -94,6 +94,11 @@ class SVMHead(ScoredHead):
         self.landmarks = landmarks
         self.seed = seed
 
+    @property
+    def draws(self) -> bool:
+        """Whether landmarks are drawn."""
+        return self.kernel == "rbf-approx"
+
     def arrays(self) -> dict[str, ArraySpec]:
         """Return what the fitted arrays of this kernel must be."""
         if self.kernel == "linear":

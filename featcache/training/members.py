@@ -8,7 +8,7 @@ from typing import Any
 
 from featcache.errors import OptionError
 from featcache.heads.base import Head
-from featcache.heads.catalogue import create, options
+from featcache.heads.catalogue import create
 from featcache.training.subsets import Subset
 
 
@@ -27,6 +27,10 @@ class Member:
         """Epochs at most, 1 for a head that is not trained by epochs."""
         return int(getattr(self.head, "epochs", 1))
 
+    def epochs_of(self, epoch: int) -> int:
+        """Return how many of them a report's epoch means; a solver's passes say nothing."""
+        return min(epoch, self.epochs) if hasattr(self.head, "epochs") else 0
+
 
 def members_of(
     kind: str,
@@ -41,13 +45,15 @@ def members_of(
         HeadError: the kind or an option is unknown, or a value has the wrong type or range.
         OptionError: several seeds are asked of a kind that draws no random numbers.
     """
-    if seeds > 1 and "seed" not in options(kind):
-        raise OptionError(f"A {kind} head draws no random numbers: one seed is enough.", "Leave seeds out.")
     members = []
     for point in values:
         for subset in subsets:
             for number in range(seeds):
                 head = create(kind, **fixed, **point)
+                if seeds > 1 and not head.draws:
+                    raise OptionError(
+                        f"A {kind} head draws no random numbers: one seed is enough.", "Leave seeds out."
+                    )
                 if seeds > 1:
                     head.set_params(seed=head.get_params()["seed"] + number)
                 members.append(Member(point, head, subset))

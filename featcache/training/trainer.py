@@ -153,8 +153,8 @@ class Trainer:
         member.head.forget()  # it is on disk; many heads' weights need not stay in memory
 
     def _tell_epoch(self, report: EpochOfMany, batch: Sequence[Member], rows: int) -> None:
-        done = sum(rows * (m.epochs if m.record else min(report.epoch, m.epochs)) for m in batch)
-        self._tell(report.alive, report.best_accuracy, done)
+        known = [m.epochs if m.record else m.epochs_of(report.epoch) for m in batch]
+        self._tell(min(report.alive, len(batch)), report.best_accuracy, rows * sum(known))
 
     def _tell(self, alive: int, best: float | None = None, running: int = 0) -> None:
         done = [member for member in self._members if member.record or member.failure]

@@ -114,7 +114,7 @@ def test_landmarks_come_close_to_the_exact_kernel() -> None:
     X, y, test, truth = _digits(10)
     exact = SVMHead(kernel="rbf").fit(X, y).score(test, truth)
     found = [SVMHead(kernel="rbf-approx", landmarks=m).fit(X, y).score(test, truth) for m in (10, 50, 300)]
-    assert found[0] < found[1] < found[2] and found[2] > exact - 0.01
+    assert found[0] < found[1] < found[2] and found[2] > exact - 0.02
     one, other = (SVMHead(kernel="rbf-approx", landmarks=50, seed=seed).fit(X, y) for seed in (0, 1))
     assert not np.array_equal(one.landmarks_, other.landmarks_)
 

@@ -366,7 +366,7 @@ def test_people_see_a_table_and_the_next_step(cache: Cache, capfd: pytest.Captur
     grid = ["--grid", "lr=1e-2,1e30", "--grid", "hidden=8,6/7"]
     code, out, err = _cli(capfd, *arguments, *grid)
     lines = out.splitlines()
-    assert code == 0 and lines[0].split()[:3] == ["lr", "hidden", "seeds"] and lines[2].startswith("0.01 ")
+    assert code == 0 and lines[0].split()[:3] == ["lr", "hidden", "runs"] and lines[2].startswith("0.01 ")
     assert "8,6" in out and "best run mlp-" in out
     best = out.split("best run ")[1].split()[0]
     assert f"next: featcache evaluate {best}" in err and "2 heads failed" in err

@@ -29,7 +29,10 @@ class Selection:
         run = len(index) > 0 and int(index[-1]) - int(index[0]) + 1 == len(index)
         self.run = slice(int(index[0]), int(index[-1]) + 1) if run else None
         self._row_bytes = base.dtype.itemsize * base.shape[1]
-        self._gives_back = budget is not None and budget < base.nbytes and is_mapped_file(base)
+        self._plain = isinstance(base, np.ndarray)  # other bases give arrays when they are indexed
+        self._gives_back = (
+            budget is not None and self._plain and budget < base.nbytes and is_mapped_file(base)
+        )
         self._read, self._floor = 0, resident_file_bytes() if self._gives_back else 0
 
     def __len__(self) -> int:
@@ -59,7 +62,10 @@ class Selection:
         index = self.index[rows]
         copy = np.empty((len(index), self.base.shape[1]), dtype=self.base.dtype)
         for part in self.parts(len(index)):
-            np.take(self.base, index[part], axis=0, out=copy[part], mode="clip")  # raise would take a buffer
+            if self._plain:
+                np.take(self.base, index[part], axis=0, out=copy[part], mode="clip")  # raise takes a buffer
+            else:
+                copy[part] = self.base[index[part]]
             self.has_read(part.stop - part.start)
         return copy
 

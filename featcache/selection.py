@@ -15,7 +15,7 @@ _AROUND = 1 << 21  # bytes that Linux maps at most for one that is missed: a hug
 
 
 class Selection:
-    """The rows `index` (N,), rising, of `base` (n, D): `selection[10:20]` is an array of ten of them.
+    """The rows `index` (N,) of `base` (n, D): `selection[10:20]` is an array of ten of them.
 
     It stands for an array (N, D) wherever rows are read in blocks; `np.asarray` copies the rows, or gives
     the base itself where they are a run of it. With a `budget` in bytes the pages of a mapped file that
@@ -26,7 +26,7 @@ class Selection:
 
     def __init__(self, base: NDArray[Any], index: NDArray[np.int64], budget: int | None = None) -> None:
         self.base, self.index, self.budget = base, index, budget
-        run = len(index) > 0 and int(index[-1]) - int(index[0]) + 1 == len(index)
+        run = len(index) > 0 and bool((np.diff(index) == 1).all())
         self.run = slice(int(index[0]), int(index[-1]) + 1) if run else None
         self._row_bytes = base.dtype.itemsize * base.shape[1]
         self._gives_back = budget is not None and budget < base.nbytes and is_mapped_file(base)

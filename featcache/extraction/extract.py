@@ -172,9 +172,11 @@ def _fill(
 
 
 def compute(
-    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress
+    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress, rest: bool = True
 ) -> tuple[int, int]:
     """Compute what a cache lacks on one device; return the number of images embedded and the batch size.
+
+    With `rest`, what other processes have in hand too, in the end.
 
     Raises:
         DatasetError, CacheError: as `pipeline.run`.
@@ -193,6 +195,7 @@ def compute(
         max_pixels=job.request.max_pixels,
         skip_bad=settings.on_bad_image == "skip",
         progress=progress,
+        rest=rest,
     )
     return images, size
 

@@ -192,7 +192,7 @@ def test_solved_beside_others_is_solved_alone(kind: str) -> None:
 
 def test_the_curvature_of_all_columns_is_their_inverse() -> None:
     X, _ = features(500, 40, 3)
-    found = curvature(Passes(X, moments(X), CPU), Precision.DOUBLE)
+    found = curvature(Passes(X, moments(X), CPU))
     Z = StandardScaler().fit_transform(X.astype(np.float64))
     G = torch.from_numpy(Z.T @ Z / len(Z))
     gradient = torch.randn((2, 3, 41), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -211,7 +211,7 @@ def test_a_sketch_sees_the_largest_directions(monkeypatch: pytest.MonkeyPatch) -
     X, _ = features(2000, 300, 3)
     monkeypatch.setattr(curvatures, "_WHOLE", 10)
     monkeypatch.setattr(curvatures, "_SKETCH", 60)
-    found = curvature(Passes(X, moments(X), CPU), Precision.SINGLE)
+    found = curvature(Passes(X, moments(X), CPU))
     Z = StandardScaler().fit_transform(X.astype(np.float64))
     values = np.linalg.eigvalsh(Z.T @ Z / len(Z))[::-1]
     assert np.allclose(found.values[:3], values[:3], rtol=0.1)
@@ -221,6 +221,26 @@ def test_a_sketch_sees_the_largest_directions(monkeypatch: pytest.MonkeyPatch) -
     assert 0 < found.rest < values[40]
     gram = found.vectors.t() @ found.vectors
     assert torch.allclose(gram, torch.eye(60), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_tables_of_low_rank_are_sketched_too(kind: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constant columns alone, or fewer directions than the sketch asks for."""
+    monkeypatch.setattr(linear, "_SMALL", {})
+    monkeypatch.setattr(curvatures, "_WHOLE", 10)
+    monkeypatch.setattr(curvatures, "_SKETCH", 30)
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 3
+    hidden = rng.normal(size=(400, rank)) + 2 * rng.normal(size=(3, rank))[y]
+    X = (hidden @ rng.normal(size=(rank, 100)) + 1).astype(np.float16)
+    found = solve(problem(kind, X, y), [0.1], 1e-5, 500)[0]
+    assert found.notes == [] and np.isfinite(found.coef).all()
+    exact = LogisticRegression if kind == "logreg" else LinearSVC
+    theirs = exact(C=0.1, tol=1e-9, max_iter=10**5).fit(StandardScaler().fit_transform(X.astype(float)), y)
+    own = problem(kind, X, y)
+    value = objective(own, 0.1, theirs.coef_, theirs.intercept_)
+    assert objective(own, 0.1, found.coef, found.intercept) == pytest.approx(value, rel=1e-4)
 
 
 @settings(max_examples=15, deadline=None)

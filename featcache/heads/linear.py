@@ -115,7 +115,7 @@ class _Solver:
             precisions = precisions[-1:]
         stack = self._stack(precisions[0])
         wanted = stack.tolerance
-        look = curvature(self.passes, precisions[0])
+        look = curvature(self.passes)
         spent = torch.zeros(len(stack), dtype=torch.int64)
         for precision in precisions:
             factor = 1.0 if precision is precisions[-1] else _FINE if precision.fine else _COARSE

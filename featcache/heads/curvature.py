@@ -20,7 +20,7 @@ from featcache.heads.scaling import row_blocks
 
 _WHOLE = 1024  # columns up to which all eigenvectors are taken
 _SKETCH = 192  # directions of a sketch
-_CLEAR = 1e-5  # of the largest eigenvalue; below, float32 has its part in them
+_CLEAR = 1e-5  # of the sum of eigenvalues; below, float32 has its part in them
 _BLOCK, _BLOCK_ROWS = 1 << 20, 256  # values and rows that are looked at side by side
 _SCALES, _BISECTIONS = (1e-6, 2.0), 20
 _ROWS_A_DIRECTION = 16  # that are looked at, where there are as many
@@ -128,7 +128,7 @@ def _nystrom(start: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
 def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues of a symmetric matrix that are well above 0, and their vectors."""
     values, vectors = torch.linalg.eigh((matrix + matrix.t()) / 2)
-    clear = values > _CLEAR * values[-1].clamp(min=0)
+    clear = values > _CLEAR * values.clamp(min=0).sum()  # of none, none
     return values[clear], vectors[:, clear]
 
 

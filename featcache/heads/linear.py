@@ -178,4 +178,5 @@ def objective(problem: Problem, C: float, coef: Any, intercept: Any) -> float:
     passes.run(step.to(problem.device), loss.residuals, Precision.DOUBLE)
     held = step if problem.kind == "svm" else step[:, :-1]  # what the penalty is on
     squares = float(held.square().sum())
-    return float(loss.taken()[0].sum()) + squares / (2 * C * passes.rows)
+    value, _ = loss.taken()
+    return float(value.sum()) + squares / (2 * float(C) * passes.rows)

@@ -33,7 +33,7 @@ class Passes:
     """A table X (N, D) on a device, with the means and scales (D,) that its columns are read with."""
 
     def __init__(self, X: Matrix, columns: Moments | None, device: torch.device) -> None:
-        self.rows, self.width = X.shape
+        self.rows, self.width = int(X.shape[0]), int(X.shape[1])
         self.device = device
         self.table = _placed(X, device)
         zero, one = np.zeros(self.width), np.ones(self.width)

@@ -99,9 +99,9 @@ def test_every_precision_leads_to_the_same_solution(kind: str, monkeypatch: pyte
         assert found.gradient <= tol and found.notes == []
         gap = objective(own, 0.05, found.coef, found.intercept) / best - 1
         assert -1e-12 <= gap < (1e-4 if tol == 1e-4 else 1e-10)
-    assert seen[0] is (Precision.BRIEF if has_bfloat16() else Precision.SINGLE)
+    coarse = Precision.BRIEF if has_bfloat16() else Precision.SINGLE
     assert seen[-1] is Precision.DOUBLE
-    assert seen.count(Precision.DOUBLE) < seen.count(seen[0])
+    assert seen.count(coarse) > max(5, seen.count(Precision.DOUBLE))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.preprocess import resize_with_pillow
+from featcache.backbones.preprocess import resize_with_pillow, writable
 from featcache.backbones.resize_plan import Size
 from featcache.backbones.taps import BITS, HALF, taps
 
@@ -30,8 +30,6 @@ Pixels = NDArray[np.uint8]
 def resize_natively(images: Pixels, size: Size) -> Pixels:
     """Return images (n, H, W, 3) resized bilinearly to (n, *size, 3) by torch."""
     import torch
-
-    from featcache.backbones.preprocess import writable
 
     pixels = torch.from_numpy(writable(np.ascontiguousarray(images))).permute(0, 3, 1, 2)
     done = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)

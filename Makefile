@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-real lint format docs bench clean
+.PHONY: help demo test test-real test-faults lint format docs bench clean
 
 help: ## show this help
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,6 +23,9 @@ test: $(READY) ## all tests, under ten minutes on two cores
 
 test-real: $(READY) ## only the tests on real images and weights (FEATCACHE_REAL or ../shared/real)
 	$(BIN)/python -m pytest -m real -rs
+
+test-faults: $(READY) ## the promises of docs/reliability.md tried by fault at full length: an hour or more
+	FEATCACHE_FAULTS=full $(BIN)/python -m pytest tests/faults --timeout 7200
 
 lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check .

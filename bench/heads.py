@@ -1,178 +1,181 @@
-"""Many heads at once against the same heads one by one: featcache's, a plain torch loop, scikit-learn.
+"""Many heads at once, and one, against other ways to train them on the same float16 rows in memory.
 
-Every way trains the same number of 50-20-10 networks for the same number of epochs on the same float16 rows.
-The ways take turns, several rounds; printed are medians, and medians of each round's ratio to the batch.
-Heads trained one after the other are timed on `--peers` of them and scaled to all; what is done once for a
-table (casting, standardising) is counted once.
+Every way trains networks of the same shape at the same learning rates for the same number of epochs. The
+ways take turns, several rounds; printed are medians, epochs of one head a second, and medians of each
+round's ratio to featcache's heads together. Ways that train one head after the other do so for `--peers` of
+them, scaled to all; what is done once for a table (casting, standardising, measuring) is counted once.
+`--hidden ""` trains linear heads. `--task step` measures one step of one head against its two products.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from heads_peers import CLASSES, PEERS, Asked, Data, Train
 
 from featcache.heads.batched import check_data, fit_together
-from featcache.heads.neural import MLPHead
+from featcache.heads.neural import LinearHead, MLPHead, NetworkHead
 
-CLASSES = 10
-Data = tuple[np.ndarray, ...]
-Train = Callable[[], None]
+AT_ONCE = ("together", "together bf16", "DINOv2's loop")  # these train all heads, whatever --peers says
 
 
 def table(rows: int, columns: int) -> Data:
     """Return float16 rows around a centre a class, four fifths to train on and one to validate."""
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, CLASSES, rows)
-    centres = rng.normal(size=(CLASSES, columns)).astype(np.float32)
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, CLASSES, (rows,), generator=generator)
+    centres = torch.randn(CLASSES, columns, generator=generator)
     X = np.empty((rows, columns), np.float16)
     for start in range(0, rows, 4096):
-        noise = rng.normal(scale=4, size=(len(y[start : start + 4096]), columns)).astype(np.float32)
-        X[start : start + 4096] = centres[y[start : start + 4096]] + noise
-    cut = rows * 4 // 5
-    return X[:cut], y[:cut], X[cut:], y[cut:]
+        own = y[start : start + 4096]
+        noise = torch.randn(len(own), columns, generator=generator)
+        X[start : start + 4096] = (centres[own] + 4 * noise).half().numpy()
+    cut, labels = rows * 4 // 5, y.numpy()
+    return X[:cut], labels[:cut], X[cut:], labels[cut:]
 
 
-def rates(count: int) -> list[float]:
-    return np.geomspace(1e-4, 1e-2, count).tolist()
+def heads(asked: Asked, precision: str) -> list[NetworkHead]:
+    """Return featcache's heads at the learning rates."""
+    options = {
+        "batch_size": asked.batch_size,
+        "epochs": asked.epochs,
+        "patience": None,
+        "device": asked.device,
+        "compute_precision": precision,
+    }
+    if not asked.hidden:
+        return [LinearHead(lr=lr, **options) for lr in asked.rates]  # type: ignore[arg-type]
+    return [MLPHead(asked.hidden, lr=lr, **options) for lr in asked.rates]  # type: ignore[arg-type]
 
 
-def heads(options: argparse.Namespace, count: int) -> list[MLPHead]:
-    shared = {"batch_size": options.batch_size, "epochs": options.epochs, "patience": None}
-    return [MLPHead(lr=lr, device=options.device, **shared) for lr in rates(count)]
+def together(precision: str) -> Callable[[Data, Asked], Train]:
+    def prepare(data: Data, asked: Asked) -> Train:
+        checked = check_data(*data)
+
+        def train() -> None:
+            for _ in fit_together(heads(asked, precision), checked):
+                pass
+
+        return train
+
+    return prepare
 
 
-def together(data: Data, options: argparse.Namespace) -> Train:
-    checked = check_data(*data)
+def one_by_one(precision: str) -> Callable[[Data, Asked], Train]:
+    def prepare(data: Data, asked: Asked) -> Train:
+        def train() -> None:
+            for head in heads(asked, precision):
+                head.fit(*data)
 
-    def train() -> None:
-        for _ in fit_together(heads(options, options.heads), checked):
-            pass
+        return train
 
-    return train
-
-
-def one_by_one(data: Data, options: argparse.Namespace) -> Train:
-    def train() -> None:
-        for head in heads(options, options.peers):
-            head.fit(*data)
-
-    return train
+    return prepare
 
 
-def torch_loop(data: Data, options: argparse.Namespace) -> Train:
-    """What people write with care: a loop over float32 tensors in memory, no DataLoader, fused Adam."""
-    device = options.device
-    X, y = torch.from_numpy(data[0]).float().to(device), torch.from_numpy(data[1]).to(device)
-    X_val, y_val = torch.from_numpy(data[2]).float().to(device), torch.from_numpy(data[3]).to(device)
-    mean, scale = X.mean(0), X.std(0)
-    X.sub_(mean).div_(scale)
-    X_val.sub_(mean).div_(scale)
-
-    def train() -> None:
-        for lr in rates(options.peers):
-            torch_training(X, y, X_val, y_val, lr, options)
-
-    return train
-
-
-def torch_training(
-    X: torch.Tensor,
-    y: torch.Tensor,
-    X_val: torch.Tensor,
-    y_val: torch.Tensor,
-    lr: float,
-    options: argparse.Namespace,
-) -> None:
-    torch.manual_seed(0)
-    layers = [torch.nn.Linear(X.shape[1], 50), torch.nn.Linear(50, 20), torch.nn.Linear(20, CLASSES)]
-    model = torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1], torch.nn.ReLU(), layers[2]).to(
-        X.device
-    )
-    optimiser = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
-    for _ in range(options.epochs):
-        for index in torch.randperm(len(X), device=X.device).split(options.batch_size):
-            optimiser.zero_grad()
-            torch.nn.functional.cross_entropy(model(X[index]), y[index]).backward()
-            optimiser.step()
-        with torch.no_grad():
-            torch.nn.functional.cross_entropy(model(X_val), y_val).item()
-
-
-def scikit_learn(data: Data, options: argparse.Namespace) -> Train:
-    from sklearn.neural_network import MLPClassifier
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler()
-    X = scaler.fit_transform(data[0].astype(np.float32))
-    X_val = scaler.transform(data[2].astype(np.float32))
-
-    def train() -> None:
-        for lr in rates(options.peers):
-            model = MLPClassifier(
-                (50, 20), learning_rate_init=lr, batch_size=options.batch_size, max_iter=options.epochs,
-                alpha=0, n_iter_no_change=options.epochs,
-            )  # fmt: skip
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model.fit(X, data[1])
-            model.score(X_val, data[3])
-
-    return train
-
-
-WAYS: dict[str, Callable[[Data, argparse.Namespace], Train]] = {
-    "together": together,
-    "one by one": one_by_one,
-    "torch loop": torch_loop,
-    "scikit-learn": scikit_learn,
+WAYS: dict[str, Callable[[Data, Asked], Train]] = {
+    "together": together("fp32"),
+    "together bf16": together("bf16"),
+    "one by one": one_by_one("fp32"),
+    "one by one bf16": one_by_one("bf16"),
+    **PEERS,
 }
 
 
 def timed(name: str, data: Data, options: argparse.Namespace) -> float:
     """Return the seconds for all heads: what is done once, and the training, scaled where it was of a few."""
+    count = options.heads if name in AT_ONCE else min(options.peers, options.heads)
+    hidden = tuple(int(size) for size in options.hidden.split(",") if size)
+    asked = Asked(
+        np.geomspace(1e-4, 1e-2, count).tolist(), hidden, options.batch_size, options.epochs, options.device
+    )
     begin = time.perf_counter()
-    train = WAYS[name](data, options)
+    train = WAYS[name](data, asked)
     ready = time.perf_counter()
     train()
     if options.device != "cpu":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - ready
-    return ready - begin + seconds * (1 if name == "together" else options.heads / options.peers)
+    return float(ready - begin + seconds * options.heads / count)
+
+
+def race(options: argparse.Namespace) -> None:
+    """Let the ways take turns, and print the table."""
+    data = table(options.rows, options.columns)
+    hidden = options.hidden.replace(",", "-") or "linear"
+    print(
+        f"{options.heads} heads ({hidden}), {len(data[0])} × {options.columns}, batch {options.batch_size}, "
+        f"{options.epochs} epochs, {options.device}; torch {torch.__version__}, {os.cpu_count()} cores, "
+        f"{torch.get_num_threads()} threads, {platform.machine()}"
+    )
+    little = table(4 * options.batch_size, options.columns)
+    for name in options.ways:  # libraries are loaded before anything is timed
+        timed(name, little, options)
+    times: dict[str, list[float]] = {name: [] for name in options.ways}
+    for _ in range(options.rounds):
+        for name in options.ways:
+            times[name].append(timed(name, data, options))
+    for name, found in times.items():
+        ratio = statistics.median(a / b for a, b in zip(found, times[options.ways[0]], strict=True))
+        seconds = statistics.median(found)
+        speed = options.heads * options.epochs / seconds
+        print(f"{name:<24} median {seconds:9.2f} s  {speed:9.2f} epochs/s   × {ratio:.2f}", flush=True)
+
+
+def step(options: argparse.Namespace) -> None:
+    """Time steps of one head and its two large products by turns, and print their ratio."""
+    rows = max(options.rows, 4 * options.batch_size)
+    X, y, _, _ = table(rows * 5 // 4, options.columns)
+    size, width = options.batch_size, int(options.hidden.split(",")[0] or CLASSES)
+    kind = heads(Asked([1e-3], tuple(int(n) for n in options.hidden.split(",") if n), size, 1, "cpu"), "fp32")
+    weight, delta = torch.randn(width, options.columns), torch.randn(size, width)
+    batch, out = torch.randn(size, options.columns), torch.empty(width, options.columns)
+    for precision in ("fp32", "bf16"):
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        w, d, b, o = (value.to(dtype) for value in (weight, delta.t().contiguous(), batch, out))
+        ours, products = [], []
+        for _ in range(options.rounds):
+            head = kind[0].__class__(**{**kind[0].get_params(), "compute_precision": precision, "epochs": 3})
+            head.fit(X, y)
+            ours.append(min(row["seconds"] for row in head.history_) / -(-len(X) // size))
+            each = []
+            for _ in range(60):
+                begin = time.perf_counter()
+                torch.mm(b, w.t())
+                torch.mm(d, b, out=o)
+                each.append(time.perf_counter() - begin)
+            products.append(statistics.median(each))
+        ratio = statistics.median(a / b for a, b in zip(ours, products, strict=True))
+        print(
+            f"{precision}: step {statistics.median(ours) * 1e3:.2f} ms, its products "
+            f"{statistics.median(products) * 1e3:.2f} ms, ratio {ratio:.2f}; "
+            f"40 000 rows: {statistics.median(ours) * 40_000 / size:.2f} s an epoch"
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--task", choices=["race", "step"], default="race")
     parser.add_argument("--rows", type=int, default=10_000)
     parser.add_argument("--columns", type=int, default=512)
+    parser.add_argument("--hidden", default="50,20")
     parser.add_argument("--heads", type=int, default=32)
-    parser.add_argument("--peers", type=int, default=4)
+    parser.add_argument("--peers", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
-    data = table(options.rows, options.columns)
-    print(
-        f"{options.heads} heads 50-20-10, {len(data[0])} × {options.columns}, batch {options.batch_size}, "
-        f"{options.epochs} epochs, {options.device}; torch {torch.__version__}, {os.cpu_count()} cores, "
-        f"{torch.get_num_threads()} threads, {platform.machine()}"
-    )
-    times: dict[str, list[float]] = {name: [] for name in options.ways}
-    for _ in range(options.rounds):
-        for name in options.ways:
-            times[name].append(timed(name, data, options))
-    for name, found in times.items():
-        ratio = statistics.median(a / b for a, b in zip(found, times["together"], strict=True))
-        print(f"{name:<14} median {statistics.median(found):8.2f} s   × {ratio:.2f}", flush=True)
+    if importlib.util.find_spec("skorch") is None:
+        options.ways = [name for name in options.ways if name != "skorch"]
+    (race if options.task == "race" else step)(options)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from PIL import Image
 PER_FOLDER = 5000
 
 
-def linked_folder(root: Path, count: int) -> Path:
+def linked_folder(root: Path, count: int, suffix: str) -> Path:
     """Make an image folder of `count` hard links to one image in classes of 5000."""
     root.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
@@ -27,9 +27,9 @@ def linked_folder(root: Path, count: int) -> Path:
         folder = root / "data" / "train" / f"class {number // PER_FOLDER:03d}"
         if number % PER_FOLDER == 0:
             folder.mkdir(parents=True)
-            original = root / f"{number}.jpg"  # a file system allows only so many links to one file
+            original = root / f"{number}.{suffix}"  # a file system allows only so many links to one file
             Image.fromarray(pixels).save(original)
-        os.link(original, folder / f"{number:07d}.jpg")
+        os.link(original, folder / f"{number:07d}.{suffix}")
     return root / "data"
 
 
@@ -48,12 +48,15 @@ def main() -> None:
     parser.add_argument("--counts", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--backbone", default="squeezenet1_1")
     parser.add_argument("--image-size", type=int, default=32)
+    parser.add_argument("--suffix", default="jpg", help="bmp is quicker to decode")
+    parser.add_argument("--layer", help="read here instead of at the end, for more images a second")
     options = parser.parse_args()
     first = None
     for count in options.counts:
         with tempfile.TemporaryDirectory() as name:
-            data = linked_folder(Path(name) / "images", count)
+            data = linked_folder(Path(name) / "images", count, options.suffix)
             asked = f"--backbone {options.backbone} --weights random:0 --image-size {options.image_size}"
+            asked += f" --layer {options.layer}" if options.layer else ""
             command = [sys.executable, "-m", "featcache", "extract", "--dataset", f"folder:{data}"]
             megabytes, seconds = peak([*command, *asked.split(), "--features-dir", f"{name}/features"])
         first = first or megabytes

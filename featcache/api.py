@@ -38,6 +38,7 @@ def extract(
     limit: int | None = None,
     max_pixels: int = 50_000_000,
     device: str = "auto",
+    runtime: str = "auto",
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_image: str = "error",
@@ -62,6 +63,7 @@ def extract(
         limit: only the first so many images of each class and split.
         max_pixels: larger images are not decoded.
         device: "auto", "cpu", "cuda" or "cuda:N".
+        runtime: "auto", "torch", "compile" or "openvino": what runs the backbone; its features are the same.
         batch_size: images a forward pass, chosen for the device where None.
         workers: threads that decode, one for each core where None.
         on_bad_image: "error" or "skip".
@@ -78,7 +80,9 @@ def extract(
         dataset, backbone, os.fspath(weights), nodes, pool, preprocess, image_size, normalize, precision,
         store_dtype, limit, max_pixels,
     )  # fmt: skip
-    settings = Settings(Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image)
+    settings = Settings(
+        Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime
+    )
     return Cache(extraction.extract(request, settings, progress, notify).path)
 
 
@@ -92,19 +96,29 @@ def train_head(
     split_mode: str = "random",
     test: bool = False,
     calibrate: bool = False,
+    memory_budget: int | None = None,
     features_dir: PathLike = "features",
     **params: Any,
 ) -> fit.Trained:
     """Train a head on a cache, store the run, and return it: `.record` (metrics, timings) and `.head`.
 
     `params` are the head's own options, e.g. `hidden=(50, 20), lr=1e-3` (`featcache train-head --help`).
+    `memory_budget` is how many bytes of the features may be in memory at once.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
     training = fit.Training(
-        head, params, node, val_fraction, split_seed, split_mode, test, calibrate=calibrate
+        head,
+        params,
+        node,
+        val_fraction,
+        split_seed,
+        split_mode,
+        test,
+        calibrate=calibrate,
+        memory_budget=memory_budget,
     )
     return fit.train(opened, training)
 
@@ -122,6 +136,7 @@ def sweep(
     split_mode: str = "random",
     test: bool = False,
     memory: int = sweeping.MEMORY,
+    memory_budget: int | None = None,
     features_dir: PathLike = "features",
     tell: Callable[[sweeping.News], None] = lambda news: None,
     **params: Any,
@@ -131,13 +146,16 @@ def sweep(
     `grid` maps options to values, e.g. `{"lr": [1e-4, 1e-3], "hidden": [(50, 20), (128,)]}`; `params` are the
     options that stay the same; `random` tries so many combinations instead of all. `.configurations` are
     ordered by mean validation accuracy, `.best` is the record of the run chosen. Network heads train together
-    within `memory` bytes; `tell` hears how far it is.
+    within `memory` bytes, besides the features, of which `memory_budget` bytes may be in memory at once;
+    `tell` hears how far it is.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
-    training = fit.Training(head, params, node, val_fraction, split_seed, split_mode, test)
+    training = fit.Training(
+        head, params, node, val_fraction, split_seed, split_mode, test, memory_budget=memory_budget
+    )
     return sweeping.sweep(opened, sweeping.Sweep(training, grid or {}, seeds, memory, random), tell)
 
 

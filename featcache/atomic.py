@@ -11,7 +11,7 @@ import contextlib
 import errno
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from featcache.errors import CacheError, SpaceError
@@ -50,12 +50,16 @@ class Calls:
         """Remove a name, see os.unlink."""
         os.unlink(path)
 
+    def mkdir(self, path: str) -> None:
+        """Make a folder, see os.mkdir."""
+        os.mkdir(path)
+
 
 calls = Calls()
 
 
-def write(path: Path, data: bytes) -> None:
-    """Write a file whole and durably, replacing what is there.
+def write(path: Path, data: bytes | Sequence[memoryview]) -> None:
+    """Write a file whole and durably, replacing what is there; `data` may come in pieces.
 
     Raises:
         SpaceError: the disk is full or the quota used up; nothing is left behind.
@@ -103,8 +107,18 @@ def _link(temporary: str, path: Path) -> bool:
     return True
 
 
+def settle(folder: Path) -> None:
+    """Make the names in a folder durable, whoever wrote them.
+
+    Raises:
+        CacheError: the file system refuses.
+    """
+    with _reported(folder):
+        sync_folder(folder)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable; an OSError passes as it is."""
     descriptor = calls.open(str(folder), os.O_RDONLY)
     try:
         calls.fsync(descriptor)
@@ -124,18 +138,35 @@ def remove(path: Path) -> None:
         sync_folder(path.parent)
 
 
+_durable: set[tuple[int, int]] = set()  # device and inode of the folders this process has seen to
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents, durably.
+
+    A folder that is there may have been made a moment ago by a process that has not come to its fsync, so
+    its name is made durable too, once in a process.
 
     Raises:
         SpaceError, CacheError: as `write`.
     """
-    if folder.is_dir():
+    made = not folder.is_dir()
+    if not made and _identity(folder) in _durable:
         return
     with _reported(folder):
-        make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+        if made:
+            make_folder(folder.parent)
+            with contextlib.suppress(FileExistsError):
+                calls.mkdir(str(folder))
+        # Whoever may use a folder may be barred from opening the one above it.
+        with contextlib.nullcontext() if made else contextlib.suppress(PermissionError):
+            sync_folder(folder.parent)
+        _durable.add(_identity(folder))
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    facts = folder.stat()
+    return facts.st_dev, facts.st_ino
 
 
 def sweep(folder: Path) -> int:
@@ -150,15 +181,14 @@ def sweep(folder: Path) -> int:
     return removed
 
 
-def _write_temporary(path: Path, data: bytes) -> str:
+def _write_temporary(path: Path, data: bytes | Sequence[memoryview]) -> str:
     name = f"{TEMPORARY}{_host()}-{os.getpid()}-{os.urandom(6).hex()}"
     temporary = str(path.parent / name)
     descriptor = calls.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         try:
-            left = memoryview(data)
-            while left:
-                left = left[calls.write(descriptor, left) :]
+            for piece in [memoryview(data)] if isinstance(data, bytes) else data:
+                _write_all(descriptor, piece)
             calls.fsync(descriptor)
         finally:
             calls.close(descriptor)
@@ -166,6 +196,14 @@ def _write_temporary(path: Path, data: bytes) -> str:
         _forget(temporary)
         raise
     return temporary
+
+
+def _write_all(descriptor: int, left: memoryview) -> None:
+    while left:
+        written = calls.write(descriptor, left)
+        if written < 1:
+            raise OSError(errno.EIO, "Nothing was written, and no error given")
+        left = left[written:]
 
 
 @contextlib.contextmanager

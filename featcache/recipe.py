@@ -143,7 +143,7 @@ def check_format(got: object, where: str) -> None:
     Raises:
         FormatError: naming the number found and those known.
     """
-    if isinstance(got, bool) or got not in FORMATS:
+    if type(got) is not int or got not in FORMATS:
         known = " and ".join(map(str, FORMATS))
         raise FormatError(
             f"Unknown format {got!r} in {where}: this featcache reads formats {known}.",

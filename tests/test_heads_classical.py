@@ -70,13 +70,6 @@ def _objective(model: Any, Z: Any, y: Any, C: float) -> float:
     return float(C * (short**2).sum() + ((model.coef_**2).sum() + (model.intercept_**2).sum()) / 2)
 
 
-def test_the_hinge_is_summed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    X, y, _, _ = _digits(3)
-    whole = SVMHead().fit(X, y)
-    monkeypatch.setattr("featcache.heads.hinge.row_blocks", lambda n, d: _blocks(n, d, 1000))
-    assert np.allclose(SVMHead().fit(X, y).coef_, whole.coef_, atol=1e-4)
-
-
 def test_an_unfinished_solver_is_a_note() -> None:
     X, y, _, _ = _digits(10)
     for kernel in ("linear", "rbf"):

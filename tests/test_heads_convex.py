@@ -47,7 +47,7 @@ def test_ridge_reads_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y = blobs(200, 30)
     for table in (X, X[:20]):  # by columns' products, then by rows'
         whole = RidgeHead().fit(table, y[: len(table)])
-        monkeypatch.setattr("featcache.heads.convex.row_blocks", lambda n, d: scaling.row_blocks(n, d, 70))
+        monkeypatch.setattr("featcache.heads.squares.row_blocks", lambda n, d: scaling.row_blocks(n, d, 70))
         parts = RidgeHead().fit(table, y[: len(table)])
         assert np.allclose(whole.coef_, parts.coef_, atol=1e-10)
 

@@ -20,9 +20,10 @@ from featcache.heads.base import Task
 from featcache.heads.epochs import resolve_device
 from featcache.heads.network import Adam, Network
 from featcache.heads.neural import LinearHead, MLPHead, NetworkHead
-from featcache.heads.rows import Rows, shared_tensor
+from featcache.heads.rows import Rows
 from featcache.heads.scaling import moments
 from featcache.heads.state import EpochReport, TrainingState
+from featcache.heads.tables import Shared, shared_tensor
 from tests.kit_heads import blobs, same
 
 
@@ -303,8 +304,7 @@ def test_tables_are_not_copied() -> None:
     assert tensor.data_ptr() == X.ctypes.data
     assert tensor.dtype == torch.float16
     assert torch.equal(shared_tensor(X[::-1]), tensor)
-    columns = Rows(X, np.zeros(50, np.int64), None, 8, torch.device("cpu"))
-    assert columns.table.data_ptr() == X.ctypes.data
+    assert Shared(X).table.data_ptr() == X.ctypes.data
 
 
 @settings(max_examples=30, deadline=None)
@@ -319,7 +319,7 @@ def test_batches_are_the_rows_in_order(rows: int, size: int, dtype: Any, fortran
     X = np.asfortranarray(X) if fortran else X
     y = np.arange(rows)
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(size))
-    source = Rows(X, y, moments(X), size, torch.device("cpu"))
+    source = Rows(Shared(X), y, moments(X), size, torch.float32)
     batches = [(part.clone(), classes) for part, classes in source.batches(order)]
     scale = np.where(X.std(axis=0, dtype=np.float64) > 0, X.std(axis=0, dtype=np.float64), 1)
     expected = (X.astype(np.float64) - X.mean(axis=0, dtype=np.float64)) / scale

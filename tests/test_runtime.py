@@ -227,6 +227,24 @@ def test_folding_batch_norm_changes_next_to_nothing() -> None:
         assert (split(images)["flatten"] - before).norm() <= 1e-5 * before.norm()
 
 
+@pytest.mark.parametrize(
+    ("name", "opened", "folded"), [("mobilenet_v2", 36, 52), ("regnet_y_400mf", 53, 53), ("resnet18", 0, 20)]
+)
+def test_convolution_and_norm_in_one_module_are_folded_too(name: str, opened: int, folded: int) -> None:
+    net = network(name)
+    nodes = catalogue.resolve_nodes(name, net)
+    images = Normalise(MEAN, STD, "cpu", torch.float32)(batch(2))
+    body = copy.deepcopy(graph.cut(graph.trace(net), nodes)).eval()
+    with torch.inference_mode():
+        before = body(images)[nodes[0].name]
+        assert graph.open_sequences(body) == opened
+        assert torch.equal(body(images)[nodes[0].name], before)
+        assert graph.open_sequences(body) == 0
+        assert graph.fold_batch_norm(body) == folded
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
+        assert (body(images)[nodes[0].name] - before).norm() <= 1e-5 * before.norm()
+
+
 def test_weights_that_are_not_finite_matter_only_where_they_are_used() -> None:
     net = network("vgg11")
     for parameter in net.classifier.parameters():
@@ -302,6 +320,17 @@ def test_float32_is_float32_and_the_process_gets_its_setting_back() -> None:
         assert torch.backends.cudnn.conv.fp32_precision == "ieee"
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == before
+
+
+def test_threads_that_overlap_leave_the_setting_as_it_was() -> None:
+    before = torch.backends.mkldnn.conv.fp32_precision
+    first, second = exact_float32(), exact_float32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.mkldnn.conv.fp32_precision == "ieee", "the second is still inside"
+    second.__exit__(None, None, None)
+    assert torch.backends.mkldnn.conv.fp32_precision == before
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -160,7 +160,7 @@ def test_the_order_is_that_of_the_mean_accuracy_then_the_loss() -> None:
 def test_every_head_of_a_sweep_is_the_run_it_would_be_alone(cache: Cache) -> None:
     grid = parse("mlp", ["lr=1e-3,1e-2", "hidden=9,6/8", "weight_decay=0,1e-2"])
     swept = sweep(cache, Sweep(Training("mlp", {"epochs": 8, "seed": 5}), grid, seeds=2))
-    assert (swept.heads, swept.found, swept.failed, swept.together) == (16, 0, 0, 4)
+    assert (swept.heads, swept.found, swept.failed, swept.together) == (16, 0, 0, 8)
     assert len(swept.configurations) == 8 and len(_run_folders(cache)) == 16
     for configuration in swept.configurations:
         assert [record["params"]["seed"] for record in configuration.records] == [5, 6]
@@ -196,7 +196,7 @@ def test_other_kinds_are_trained_one_by_one(cache: Cache, kind: str, text: str) 
 
 def test_without_a_grid_there_is_one_configuration(cache: Cache) -> None:
     swept = sweep(cache, Sweep(Training("linear", QUICK), {}, seeds=3))
-    assert len(swept.configurations) == 1 and swept.together == 1
+    assert len(swept.configurations) == 1 and swept.together == 3
     assert swept.configurations[0].deviation("val", "accuracy") is not None
 
 
@@ -351,7 +351,7 @@ def test_json_has_the_documented_keys(cache: Cache, capfd: pytest.CaptureFixture
     for line in found["configurations"]:
         assert set(line) == set(KEYS["a configuration of sweep"]) and len(line["runs"]) == 2
     assert set(found["best"]) == set(KEYS["train-head"]) and found["best"]["test"]["accuracy"] > 0.5
-    assert (found["heads"], found["found"], found["together"]) == (8, 0, 2)
+    assert (found["heads"], found["found"], found["together"]) == (8, 0, 4)
 
 
 def test_people_see_a_table_and_the_next_step(cache: Cache, capfd: pytest.CaptureFixture[str]) -> None:

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from featcache.errors import OptionError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?")
 
@@ -83,19 +88,89 @@ def _gpu(index: int) -> dict[str, Any]:
     }
 
 
+def check_precision(precision: str, device: str) -> None:
+    """Refuse a precision that a resolved device does not have.
+
+    Raises:
+        OptionError: tf32 on a CPU, or on a GPU older than compute capability 8.0.
+    """
+    import torch
+
+    if precision != "tf32":
+        return
+    if device == "cpu" or torch.cuda.get_device_capability(device) < (8, 0):
+        raise OptionError(
+            f"{device} has no TensorFloat-32.", "Use --precision fp32, or a GPU of compute capability 8.0."
+        )
+
+
+class _Float32:
+    """How float32 is computed belongs to the process: threads inside at once share the setting."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, [""]
+
+    def enter(self, backends: Sequence[Any], modes: Sequence[str]) -> None:
+        """Set the modes; the first to come in keeps what was set before."""
+        with self._lock:
+            if self._inside == 0:
+                self._before = [backend.fp32_precision for backend in backends]
+            self._inside += 1
+            self._set(backends, modes)
+
+    def leave(self, backends: Sequence[Any]) -> None:
+        """The last to go out puts back what was set before."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(backends, self._before)
+
+    @staticmethod
+    def _set(backends: Sequence[Any], modes: Sequence[str]) -> None:
+        for backend, mode in zip(backends, modes, strict=True):
+            backend.fp32_precision = mode
+
+
+_float32 = _Float32()
+
+
 @contextlib.contextmanager
-def exact_float32() -> Iterator[None]:
-    """Compute float32 in float32: without TensorFloat-32 or bfloat16 inside, whatever the process has set."""
+def float32_as(mode: str) -> Iterator[None]:
+    """Compute float32 as "ieee" float32 or, on a GPU, with the products of "tf32", whatever was set.
+
+    Safe in several threads at once that ask for the same.
+    """
     import torch
 
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
     backends = (torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)
-    before = [backend.fp32_precision for backend in backends]
+    _float32.enter(backends, (mode, mode, "ieee", "ieee"))
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        _float32.leave(backends)
+
+
+def exact_float32() -> contextlib.AbstractContextManager[None]:
+    """Compute float32 in float32: without TensorFloat-32 or bfloat16 inside, whatever the process has set."""
+    return float32_as("ieee")
+
+
+def pin(memory: NDArray[np.uint8], device: str) -> Callable[[], None]:
+    """Lock memory in place, so that copies to a GPU need no help; return what undoes it.
+
+    Where the driver refuses, the memory stays as it is: copies are right, and slower.
+    """
+    import torch
+
+    if not device.startswith("cuda"):
+        return lambda: None
+    address, runtime = memory.ctypes.data, torch.cuda.cudart()
+    if int(runtime.cudaHostRegister(address, memory.nbytes, 0)) != 0:
+        return lambda: None
+    return lambda: _unpin(runtime, address)
+
+
+def _unpin(runtime: Any, address: int) -> None:
+    runtime.cudaHostUnregister(address)

@@ -229,22 +229,26 @@ class Normalise:
 
     The pixels travel as bytes. On the device (x / 255 - mean) / std is computed in float32 and in that order,
     as torchvision's preset does, then cast to `dtype`. The result is channels_last in memory, as pixels are.
+    A row of pixels is treated as one vector: by threes, pixel after pixel, it would take eight times as long.
     """
 
     def __init__(self, mean: Iterable[float], std: Iterable[float], device: str, dtype: torch.dtype) -> None:
         import torch
 
         self.device, self.dtype = device, dtype
-        self.mean = torch.tensor(tuple(mean), dtype=torch.float32, device=device).view(1, 3, 1, 1)
-        self.std = torch.tensor(tuple(std), dtype=torch.float32, device=device).view(1, 3, 1, 1)
+        self.mean = torch.tensor(tuple(mean), dtype=torch.float32, device=device)
+        self.std = torch.tensor(tuple(std), dtype=torch.float32, device=device)
 
     def __call__(self, batch: NDArray[np.uint8] | torch.Tensor) -> torch.Tensor:
         """Return a new tensor; from pinned memory the copy to a GPU does not wait."""
         import torch
 
         pixels = torch.from_numpy(writable(batch)) if isinstance(batch, np.ndarray) else batch
-        moved = pixels.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
-        return moved.to(torch.float32).div_(255.0).sub_(self.mean).div_(self.std).to(self.dtype)
+        moved = pixels.to(self.device, non_blocking=True)
+        shape, width = moved.shape, moved.shape[2]
+        rows = moved.reshape(*shape[:2], width * 3).to(torch.float32)
+        rows.div_(255.0).sub_(self.mean.repeat(width)).div_(self.std.repeat(width))
+        return rows.to(self.dtype).view(shape).permute(0, 3, 1, 2)
 
 
 def writable(batch: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -14,6 +14,7 @@ from featcache.extraction.request import (
     ON_BAD_IMAGE,
     PRECISIONS,
     PREPROCESS,
+    RUNTIMES,
     STORE_DTYPES,
     Request,
     Settings,
@@ -58,7 +59,13 @@ DECIDING = [
         help="Mean and deviation: those of the weights or of ImageNet, half (.5), measured on the training "
         "images, or none.",
     ),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="What the backbone computes in; tf32 needs an NVIDIA GPU.",
+    ),
     click.option(
         "--store-dtype",
         type=click.Choice(STORE_DTYPES),
@@ -86,7 +93,15 @@ def deciding(function: Any) -> Any:
 
 @click.command(short_help="Run a backbone over the images once and cache its features.")
 @deciding
-@options.device
+@options.devices
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default="auto",
+    show_default=True,
+    help="What runs the backbone: torch as it is, torch.compile, or OpenVINO (extra featcache[openvino], "
+    "CPU); auto: the fastest that is here, agrees with float32 and pays for its set-up.",
+)
 @click.option("--batch-size", type=options.AutoOrNumber(), default="auto", show_default=True)
 @click.option(
     "--workers",
@@ -110,6 +125,7 @@ def extract(
     data_dir: Path,
     features_dir: Path,
     device: str,
+    runtime: str,
     batch_size: int | None,
     workers: int | None,
     on_bad_image: str,
@@ -120,7 +136,7 @@ def extract(
     """Run a frozen backbone over a data set once and write its features into a cache.
 
     A run that was stopped goes on where it was. The same request again is a hit and takes no time.
-    What decides the features decides the cache; batch size, workers and device do not.
+    What decides the features decides the cache; batch size, workers, device and runtime do not.
 
     Data sets by name are downloaded into the data folder: cifar10, cifar100, mnist, fashion-mnist, svhn,
     flowers102, oxford-pets, stl10 and more (`featcache ls --datasets`); digits needs no download.
@@ -128,7 +144,7 @@ def extract(
     from featcache.extraction.extract import extract as run
 
     request = Request(**deciding)
-    settings = Settings(features_dir, data_dir, device, batch_size, workers, on_bad_image)
+    settings = Settings(features_dir, data_dir, device, batch_size, workers, on_bad_image, runtime=runtime)
     if dry_run:
         _show_plan(request, settings, as_json)
         return
@@ -142,7 +158,8 @@ def extract(
     show(f"{'hit ' if found.hit else 'done'}  {found.path}")
     show(f"      rows {rows} · columns {columns} · {size(found.bytes)} · {duration(found.seconds)}")
     if found.images:
-        show(f"      {found.images} images at {found.images / found.extraction_seconds:.1f} images/s")
+        rate = found.images / found.extraction_seconds
+        show(f"      {found.images} images at {rate:.1f} images/s with {found.runtime}")
     if found.bad_images:
         show(f"      {found.bad_images} images could not be read: featcache info {found.path.name}")
 
@@ -162,4 +179,7 @@ def _show_plan(request: Request, settings: Settings, as_json: bool) -> None:
     show(f"columns  {nodes} · {plan['bytes_per_image']} bytes an image")
     show(f"disk     {size(plan['bytes'])} still to write, {size(plan['free_bytes'])} free")
     if plan["images_per_second"]:
-        show(f"time     {duration(plan['seconds'])} at {plan['images_per_second']} images/s, measured here")
+        show(
+            f"time     {duration(plan['seconds'])} at {plan['images_per_second']} images/s, measured here "
+            f"with {plan['runtime']}"
+        )

@@ -40,6 +40,7 @@ _EXTRACT = {
     "images_per_second": "of this call, null if it embedded none",
     "seconds": "of the whole call",
     "bad_images": "how many images could not be read",
+    "runtime": "what ran the backbone: torch, compile or openvino; null if it embedded none",
 }
 
 KEYS: dict[str, dict[str, str]] = {
@@ -59,6 +60,7 @@ KEYS: dict[str, dict[str, str]] = {
         "free_bytes": "free on the disk of the features folder",
         "images_per_second": "measured on a few batches; null for a hit",
         "seconds": "what is left, at that rate",
+        "runtime": "what would run the backbone; null for a hit",
     },
     "train-head": _RUN,
     "sweep": {
@@ -97,6 +99,19 @@ KEYS: dict[str, dict[str, str]] = {
         "predictions": "a list in order, each with path, class, probability, top (the likeliest classes, "
         "each with class and probability) and error (null, or why there is no class)",
     },
+    "export": {
+        "path": "the file",
+        "bytes": "its size",
+        "run": "the run's id",
+        "format": "onnx, torch-export or torchscript",
+        "input": "type and shape of what it takes",
+        "output": "type and shape of what it answers",
+        "classes": "their names, in the order of the probabilities",
+        "preprocess": "what has to be done to an image before: resize, crop, interpolation, mean, std",
+        "recipe": "all that the features depend on",
+        "node": "the node that the head reads",
+        "difference": "largest difference of a probability from featcache's own, in the check",
+    },
     "runs": {"runs": "a list, each with the columns of the ledger"},
     "runs --check": {
         "runs": "how many run folders there are",
@@ -129,7 +144,7 @@ KEYS: dict[str, dict[str, str]] = {
         "classes": "their names in order; a label is an index into them",
         "ignored": "files of the data set that are no images: count, and first, the names of the first 1000",
         "bad_images": "a list, each with id and reason",
-        "extractions": "the extractions that filled it: images, seconds, device, batch_size",
+        "extractions": "the extractions that filled it: images, seconds, device, runtime, batch_size",
         "runs": "its runs, as `runs` gives them",
     },
     "verify": {

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
@@ -27,6 +28,13 @@ data_dir: Decorator = click.option(
 as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Print one JSON object on stdout.")
 device: Decorator = click.option(
     "--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]", help="Where to compute."
+)
+devices: Decorator = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:i][,…]",
+    help="Where to compute; on several devices, as cuda:0,cuda:1, with a process for each.",
 )
 
 
@@ -72,6 +80,34 @@ class AutoOrNumber(click.ParamType[Any]):
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
         """Return how it is shown in help."""
         return "auto|N"
+
+
+class Bytes(click.ParamType[Any]):
+    """An amount of memory: `2GB`, `500MB`, `1.5GiB`, a number of bytes; `auto` (None)."""
+
+    name = "size"
+    _UNITS: ClassVar = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int | None:
+        """Return the bytes, None for auto."""
+        if value is None or value == "auto" or isinstance(value, int):
+            return None if value == "auto" else value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) *([KMGT]?)(I?)B?", value.strip().upper())
+        if not found or float(found[1]) == 0:
+            self.fail(f"{value!r} is no amount of memory such as 2GB or 500MB, nor auto.", param, ctx)
+        number, unit, binary = found.groups()
+        scale = self._UNITS[unit]
+        return int(float(number) * (scale if not binary else 1024 ** ("KMGT".index(unit) + 1 if unit else 0)))
+
+
+memory_budget: Decorator = click.option(
+    "--memory-budget",
+    type=Bytes(),
+    default="auto",
+    show_default=True,
+    metavar="auto|SIZE",
+    help="How much of the features may be in memory at once, e.g. 2GB; others are read when needed.",
+)
 
 
 class Sizes(click.ParamType[Any]):

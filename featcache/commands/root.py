@@ -21,6 +21,7 @@ COMMANDS = {
     "sweep": "sweep:sweep",
     "evaluate": "train:evaluate",
     "predict": "predict:predict",
+    "export": "export:export",
     "runs": "runs:runs",
     "compare": "compare:compare",
     "ls": "caches:ls",

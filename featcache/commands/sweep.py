@@ -35,6 +35,7 @@ _GIB = 1 << 30
 )
 @parameters
 @options.split
+@options.memory_budget
 @click.option("--test", is_flag=True, help="Evaluate the chosen head, and no other, on the test split.")
 @click.option(
     "--memory",
@@ -56,6 +57,7 @@ def sweep(
     val_fraction: float,
     split_seed: int,
     split_mode: str,
+    memory_budget: int | None,
     test: bool,
     memory: float,
     features_dir: Path,
@@ -75,7 +77,16 @@ def sweep(
     from featcache.training.sweep import sweep as run_sweep
 
     values = parse(head, grid)
-    training = Training(head, chosen_parameters(given), node, val_fraction, split_seed, split_mode, test)
+    training = Training(
+        head,
+        chosen_parameters(given),
+        node,
+        val_fraction,
+        split_seed,
+        split_mode,
+        test,
+        memory_budget=memory_budget,
+    )
     opened = open_cache(features_dir, cache)
     with status_line(as_json) as line:
         asked = Sweep(training, values, seeds, int(memory * _GIB), random)

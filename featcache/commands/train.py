@@ -28,6 +28,10 @@ PARAMETERS = {
     "kernel": (click.Choice(["linear", "rbf"]), "Kernel of svm."),
     "gamma": (str, "Width of the rbf kernel: scale, auto or a number."),
     "alpha": (float, "Penalty of ridge."),
+    "solver": (
+        click.Choice(["auto", "featcache", "sklearn"]),
+        "Who solves logreg and linear svm: auto is featcache, sklearn the reference.",
+    ),
     "k": (int, "Neighbours of knn."),
     "metric": (click.Choice(["cosine", "euclidean"]), "Distance of knn."),
     "criterion": (click.Choice(["gini", "entropy"]), "What a split of tree and forest should lessen."),
@@ -39,6 +43,10 @@ PARAMETERS = {
     "standardize": (
         click.Choice(["auto", "yes", "no"]),
         "Scale columns by the training rows' mean and deviation.",
+    ),
+    "compute_precision": (
+        click.Choice(["auto", "fp32", "bf16"]),
+        "Of a network head's products while it trains; auto is fp32. bf16 rounds, and is faster.",
     ),
     "seed": (int, "Seed of initialisation, shuffling and dropout."),
     "device": (str, "auto, cpu or cuda[:i]."),
@@ -59,6 +67,7 @@ def parameters(function: Any) -> Any:
 @click.option("--node", help="Which node's features [default: the first].")
 @parameters
 @options.split
+@options.memory_budget
 @click.option("--calibrate", is_flag=True, help="Make probabilities honest: temperature scaling on val.")
 @click.option("--test", is_flag=True, help="Evaluate on the test split too: once, for the head you chose.")
 @click.option(
@@ -74,6 +83,7 @@ def train_head(
     val_fraction: float,
     split_seed: int,
     split_mode: str,
+    memory_budget: int | None,
     calibrate: bool,
     test: bool,
     keep_checkpoints: int,
@@ -103,7 +113,16 @@ def train_head(
             trained = fit.resume(features_dir, resume, chosen.get("epochs"), watch)
         else:
             training = fit.Training(
-                head, chosen, node, val_fraction, split_seed, split_mode, test, keep_checkpoints, calibrate
+                head,
+                chosen,
+                node,
+                val_fraction,
+                split_seed,
+                split_mode,
+                test,
+                keep_checkpoints,
+                calibrate,
+                memory_budget,
             )
             trained = fit.train(open_cache(features_dir, cache), training, watch)
     if as_json:

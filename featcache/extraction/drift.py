@@ -27,7 +27,7 @@ from featcache.store.quantised import OFFSET, SCALE, name_of
 from featcache.store.records import Commit
 from featcache.store.shard import FEATURES
 
-COSINES = {"fp32": 0.999999, "bf16": 0.999, "fp16": 0.999}
+COSINES = {"fp32": 0.999999, "tf32": 0.99999, "bf16": 0.999, "fp16": 0.999}
 """Precision → the least cosine between a row stored and the row computed again."""
 
 DEVIATIONS = {"fp32": 1e-3}

@@ -9,6 +9,7 @@ from featcache.extraction.estimate import check_space, free_bytes, measured_rate
 from featcache.extraction.extract import folder_with_key, open_job, source_of
 from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings
+from featcache.extraction.runtime import take_runtime
 from featcache.extraction.siblings import rows_elsewhere
 from featcache.progress import Progress, silent
 from featcache.recipe import ITEMSIZES
@@ -23,7 +24,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
         `cache` (path), `hit`, `fingerprint`, `images`, `rows` (per split), `rows_there` (rows already
         committed), `rows_elsewhere` (images that other caches of the same recipe have), `nodes`
         (node → D), `columns`, `bytes_per_image`, `bytes` (still to write), `free_bytes`,
-        `images_per_second` (measured on a few batches; None for a hit), `seconds`.
+        `images_per_second` (measured on a few batches; None for a hit), `seconds`, `runtime`.
 
     Raises:
         SpaceError: the disk has no room for it.
@@ -41,15 +42,16 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     there = len(job.dataset) - sum(len(part) for part in cache.todo()) if cache else 0
     extractor = job.extractor(settings.device)
     batch_size = settings.batch_size or default_batch_size(extractor)
+    left = len(job.dataset) - there
+    name = folder.name if folder else records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
+    take_runtime(job, extractor, settings, left, name, remember=False)
     measured = measured_rate(job, extractor, batch_size, settings.workers)
     record = job.record(measured["columns"], settings.rows_per_shard)
-    left = len(job.dataset) - there
     itemsize = ITEMSIZES[job.recipe.store_dtype]
     needed = needed_bytes(job.plan(), measured["columns"], itemsize, record["rows_per_shard"], left)
     check_space(settings.features_dir, needed)
-    name = records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
     return {
-        "cache": str(folder or settings.features_dir / name),
+        "cache": str(settings.features_dir / name),
         "hit": False,
         "fingerprint": job.key,
         "images": len(job.dataset),
@@ -65,6 +67,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
         "free_bytes": free_bytes(settings.features_dir),
         "images_per_second": measured["images_per_second"],
         "seconds": round(left / measured["images_per_second"], 1),
+        "runtime": extractor.runtime,
     }
 
 
@@ -85,4 +88,5 @@ def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
         "free_bytes": free_bytes(settings.features_dir),
         "images_per_second": None,
         "seconds": 0.0,
+        "runtime": None,
     }

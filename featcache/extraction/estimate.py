@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
+from featcache.backbones.recorded import Flight
 from featcache.backbones.runtime import Extractor
 from featcache.errors import SpaceError
-from featcache.extraction.pipeline import Reader
+from featcache.extraction.pipeline import lane_of, reading
+from featcache.extraction.reader import Batch, Reader
 from featcache.extraction.resolve import Job
 from featcache.store.plan import Plan, ShardPlan
 
@@ -51,18 +54,40 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
-    reader = Reader(job.dataset, job.recipe.preprocess, batch_size, workers, job.request.max_pixels)
-    n = min(len(job.dataset), batch_size * SAMPLE_BATCHES)
-    images, begin = 0, time.perf_counter()
+    lane = lane_of(job.recipe, extractor, batch_size)
+    reader = Reader(
+        job.dataset, job.recipe.preprocess, reading(lane, batch_size, workers, job.request.max_pixels)
+    )
+    n = min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
+    rooms = deque(
+        {node: lane.room((batch_size, width)) for node, width in extractor.columns.items()}
+        for _ in range(lane.depth + 1)
+    )
+    under_way: deque[tuple[Batch, Flight]] = deque()
+    landed: list[tuple[int, float]] = []  # images and time of every batch
+
+    def land() -> None:
+        """Wait for the oldest batch."""
+        batch, flight = under_way.popleft()
+        flight.wait()
+        landed.append((batch.stop - batch.first, time.perf_counter()))
+        reader.give(batch)
+
+    start = time.perf_counter()
     try:
-        for number, batch in enumerate(reader.batches(iter([ShardPlan("train-00000", 0, n)]))):
-            batch.wait()
-            extractor(batch.pixels)
-            if number == 0 and n > batch_size:
-                begin = time.perf_counter()
-            else:
-                images += batch.stop - batch.first
+        for batch in reader.batches(iter([ShardPlan("train-00000", 0, n)])):
+            rows = {node: room[: len(batch.pixels)] for node, room in rooms[0].items()}
+            rooms.rotate()
+            under_way.append((batch, lane.submit(batch.pixels, rows)))
+            if len(under_way) > lane.depth:
+                land()
+        while under_way:
+            land()
     finally:
+        lane.close()
         reader.close()
-    rate = images / max(time.perf_counter() - begin, 1e-9)
+    if len(landed) > 1:
+        (_, start), *landed = landed
+    images = sum(size for size, _ in landed)
+    rate = images / max(landed[-1][1] - start, 1e-9)
     return {"images_per_second": round(rate, 1), "columns": dict(extractor.columns)}

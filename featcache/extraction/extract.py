@@ -19,6 +19,7 @@ from featcache.store import records
 from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
+    from featcache.backbones.runtime import Extractor
     from featcache.extraction.resolve import Job
     from featcache.images.dataset import Dataset
     from featcache.images.source import Source
@@ -41,6 +42,7 @@ class Extraction:
     seconds: float
     images: int = 0  # embedded by this call
     extraction_seconds: float = 0.0  # of them, without set-up
+    runtime: str | None = None  # what ran the backbone, None where nothing was embedded
     facts: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,6 +59,7 @@ class Extraction:
             "images_per_second": None if rate is None else round(rate, 2),
             "seconds": round(self.seconds, 3),
             "bad_images": self.bad_images,
+            "runtime": self.runtime,
         }
 
 
@@ -137,31 +140,61 @@ def _fill(
     job: Job, settings: Settings, cache: Cache | None, begin: float, progress: Progress, notify: Notify
 ) -> Extraction:
     """Compute what is missing and seal the cache."""
-    from featcache.extraction import pipeline
+    from featcache.extraction import several
+    from featcache.extraction.runtime import offer_bf16, take_runtime
+    from featcache.extraction.speeds import forget_begun
 
-    extractor = job.extractor(settings.device)
-    cache = cache or _create(job, settings, dict(extractor.columns))
+    devices = several.devices_of(settings.device)
+    extractor = job.extractor(devices[0])
+    if cache is None:
+        cache = _create(job, settings, dict(extractor.columns))
+        forget_begun(settings.features_dir, cache.name)
     left = sum(len(part) for part in cache.todo())
     if left < len(cache.plan):
         notify(f"Going on with {cache.name}: {len(cache.plan) - left} of {len(cache.plan)} rows are there.")
-    batch_size = settings.batch_size or pipeline.default_batch_size(extractor)
+    if len(devices) == 1:
+        take_runtime(job, extractor, settings, left, cache.name, notify)
+        offer_bf16(job, extractor, settings, left, notify)
     start = time.perf_counter()
+    size = settings.batch_size
+    if len(devices) == 1:
+        images, size = compute(cache, job, extractor, settings, progress)
+    else:
+        images = several.run(cache, job.request, settings, progress)
+    seconds = time.perf_counter() - start
+    found = _found(cache.path, cache.seal(), begin, hit=False)
+    found.images, found.extraction_seconds, found.runtime = images, seconds, extractor.runtime
+    where = ",".join(devices)
+    facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
+    times = {"seconds": seconds, "total_seconds": found.seconds}
+    memory.record_extraction(settings.features_dir, cache.name, facts | times)
+    return found
+
+
+def compute(
+    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress
+) -> tuple[int, int]:
+    """Compute what a cache lacks on one device; return the number of images embedded and the batch size.
+
+    Raises:
+        DatasetError, CacheError: as `pipeline.run`.
+    """
+    from featcache.extraction import pipeline
+    from featcache.extraction.batch_size import batch_size
+
+    rows = max(len(part) for part in cache.shards())
+    size = batch_size(settings.batch_size, extractor, cache.recipe, rows, settings.features_dir)
     images = pipeline.run(
         cache,
         job.dataset,
         extractor,
-        batch_size=batch_size,
+        batch_size=size,
         workers=settings.workers,
         max_pixels=job.request.max_pixels,
         skip_bad=settings.on_bad_image == "skip",
         progress=progress,
     )
-    seconds = time.perf_counter() - start
-    found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds = images, seconds
-    facts = {"device": str(extractor.device), "batch_size": batch_size, "images": images, "seconds": seconds}
-    memory.record_extraction(settings.features_dir, cache.name, facts | {"total_seconds": found.seconds})
-    return found
+    return images, size
 
 
 def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:

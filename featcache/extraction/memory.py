@@ -121,6 +121,22 @@ def extractions(features_dir: Path, cache: str) -> list[dict[str, Any]]:
     return found
 
 
+def remember_batch_size(features_dir: Path, key: str, size: int) -> None:
+    """Remember the batch size that was measured best for a recipe on a device."""
+    _write(
+        features_dir / FOLDER / "batches" / f"{key}.json", records.to_bytes({"format": FORMAT, "size": size})
+    )
+
+
+def recall_batch_size(features_dir: Path, key: str) -> int | None:
+    """Return the batch size remembered, None where there is none."""
+    try:
+        size = records.read(features_dir / FOLDER / "batches" / f"{key}.json")["size"]
+    except (OSError, KeyError, FeatcacheError):
+        return None
+    return size if isinstance(size, int) and size > 0 else None
+
+
 def _write(path: Path, data: bytes) -> None:
     # What may be forgotten may also fail to be written: a cache in a read-only folder is as good.
     with contextlib.suppress(CacheError):

@@ -10,6 +10,7 @@ from featcache.extraction import pipeline
 from featcache.extraction.extract import open_job, source_of
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
+from featcache.extraction.runtime import take_runtime
 from featcache.progress import Progress, silent
 from featcache.store import claims, mending
 from featcache.store.cache import Cache
@@ -78,6 +79,8 @@ def _compute(
         mending.discard(cache, part)
     claims.forget(cache.path)
     extractor = job.extractor(settings.device)
+    images = sum(len(part) for part in damaged)
+    take_runtime(job, extractor, settings, images, cache.path.name)
     pipeline.run(
         cache,
         job.dataset,

@@ -14,9 +14,10 @@ from featcache.version import VERSION
 
 PREPROCESS = ("auto", "weights", "squash")
 NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 STORE_DTYPES = ("float16", "float32", "int8")
 ON_BAD_IMAGE = ("error", "skip")
+RUNTIMES = ("auto", "torch", "compile", "openvino")
 RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
 
@@ -82,17 +83,20 @@ class Settings:
 
     features_dir: Path = Path("features")
     data_dir: Path = Path("data")
-    device: str = "auto"
+    device: str = "auto"  # or several: "cuda:0,cuda:1"
     batch_size: int | None = None  # None: chosen for the device
     workers: int | None = None  # None: one thread for each core
     on_bad_image: str = "error"
     rows_per_shard: int | None = None  # None: about 64 MiB, at most 4096 rows
+    runtime: str = "auto"
 
     def __post_init__(self) -> None:
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise OptionError(
                 f"Unknown on_bad_image {self.on_bad_image!r}.", f"Known: {', '.join(ON_BAD_IMAGE)}."
             )
+        if self.runtime not in RUNTIMES:
+            raise OptionError(f"Unknown runtime {self.runtime!r}.", f"Known: {', '.join(RUNTIMES)}.")
         for name in ("batch_size", "workers", "rows_per_shard"):
             value = getattr(self, name)
             if value is not None and value < 1:

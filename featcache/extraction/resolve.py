@@ -43,11 +43,10 @@ class Job:
         data = self.dataset
         return Plan(data.ids, data.labels, data.splits, data.content_hashes)
 
-    def extractor(self, device: str) -> Extractor:
-        """Return the backbone on a device."""
-        return Extractor(
-            self.network, self.recipe.nodes, self.recipe.preprocess, self.recipe.precision, device
-        )
+    def extractor(self, device: str, precision: str | None = None) -> Extractor:
+        """Return the backbone on a device, in the recipe's precision or another."""
+        precision = precision or self.recipe.precision
+        return Extractor(self.network, self.recipe.nodes, self.recipe.preprocess, precision, device)
 
     def _where(self) -> dict[str, Any]:
         """Return the request with whole paths and the resolved weights, so that a repair finds them again."""

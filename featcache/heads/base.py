@@ -5,17 +5,17 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from featcache.errors import HeadError
 from featcache.heads.calibration import Calibration, best_temperature, tempered
+from featcache.heads.checking import validated
 from featcache.heads.labels import UNKNOWN, check_known, encoded, strangers_note
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
@@ -23,7 +23,6 @@ from featcache.metrics import expected_calibration_error
 
 Codes = NDArray[np.int64]
 STANDARDIZE = choice("standardise columns with the training rows' mean and deviation", "auto", "yes", "no")
-_DTYPES = [np.float32, np.float64, np.float16]  # kept as they are; anything else becomes the first
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,8 @@ class Task:
     """What a head is fitted to: rows (N, D), class codes (N,), and the same for validation where given.
 
     A validation row's code may be `UNKNOWN`: it counts as an error in an accuracy and not at all in a loss.
-    There is at least one that is not. `notes` are what a user should know about the data.
+    There is at least one that is not. `notes` are what a user should know about the data. The rows of a
+    head that is BLOCKWISE may be a `Selection`.
     """
 
     X: Matrix
@@ -51,6 +51,7 @@ class Task:
     X_val: Matrix | None = None
     y_val: Codes | None = None
     notes: tuple[str, ...] = ()
+    copies: dict[str, Any] = field(default_factory=dict)  # of the tables, by device; made when needed
 
 
 class Head(ClassifierMixin, BaseEstimator, ABC):
@@ -66,6 +67,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     KIND: ClassVar[str]
     OPTIONS: ClassVar[Mapping[str, Option]]
     STANDARDIZES: ClassVar[bool] = True  # what standardize="auto" means for this kind
+    BLOCKWISE: ClassVar[bool] = False  # fits on a Selection; others on a copy of its rows
     ATTRIBUTES: ClassVar[Mapping[str, type]] = {}  # fitted plain values that are saved
 
     standardize: str
@@ -205,31 +207,29 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         if len(self.classes_) < 2:
             only = ", ".join(map(repr, self.classes_.tolist()))
             raise HeadError(f"A head needs rows of at least two classes, y holds 1 class: {only}.")
-        columns = moments(rows)
+        copies: dict[str, Any] = {}
+        columns = self._measured(rows, copies)
         if X_val is None and y_val is None:
-            return Task(rows, codes.astype(np.int64), columns)
+            return Task(rows, codes.astype(np.int64), columns, copies=copies)
         if X_val is None or y_val is None:
             raise HeadError("X_val and y_val go together: one was given without the other.")
         val_rows, val_labels = self._validated(X=X_val, y=y_val, reset=False)
-        for part in row_blocks(len(val_rows), val_rows.shape[1]):
-            check_finite(val_rows[part], part.start, "X_val")
+        self._check_finite(val_rows, "X_val", copies)
         val_codes = encoded(val_labels, self.classes_)
         notes = strangers_note(val_labels, val_codes)
         if (val_codes == UNKNOWN).all():
-            return Task(rows, codes.astype(np.int64), columns, notes=notes)
-        return Task(rows, codes.astype(np.int64), columns, val_rows, val_codes, notes)
+            return Task(rows, codes.astype(np.int64), columns, notes=notes, copies=copies)
+        return Task(rows, codes.astype(np.int64), columns, val_rows, val_codes, notes, copies)
+
+    def _measured(self, X: Matrix, copies: dict[str, Any]) -> Moments:
+        return moments(X)
+
+    def _check_finite(self, X: Matrix, name: str, copies: dict[str, Any]) -> None:
+        for part in row_blocks(len(X), X.shape[1]):
+            check_finite(X[part], part.start, name)
 
     def _validated(self, **data: Any) -> Any:
-        """Return the arrays as scikit-learn checks them, save for NaN, which is looked for block by block."""
-        try:
-            checked = validate_data(self, dtype=_DTYPES, ensure_all_finite=False, **data)
-            if "y" in data:
-                check_classification_targets(checked[1])
-        except HeadError:
-            raise
-        except ValueError as error:
-            raise HeadError(str(error)) from error
-        return checked
+        return validated(self, self.BLOCKWISE or "y" not in data, data)
 
     def _scores(self, X: ArrayLike) -> Matrix:
         return _scores_of([self], X)[0]

@@ -1,8 +1,9 @@
 """Many network heads of one shape trained at once on one table, each as if it were trained alone.
 
 Heads with the same seed see the same batches, dropout masks and initial weights, so a batch of rows is
-gathered, cast and standardised once for all of them, and their first layers are one product. Learning rate,
-weight decay, optimiser and early stopping are each head's own; a head that is done leaves the stack.
+gathered, cast and standardised once for all of them, and their first layers are one product. Other seeds
+have batches of their own, and share all that follows the first layer. Learning rate, weight decay,
+optimiser and early stopping are each head's own; a head that is done leaves the stack.
 """
 
 from __future__ import annotations
@@ -10,37 +11,35 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+from torch import Tensor
 
 from featcache.errors import HeadError
-from featcache.heads.base import Task
+from featcache.heads.adams import Adams
 from featcache.heads.course import Course
+from featcache.heads.data import Data, check_data
 from featcache.heads.epochs import resolve_device
 from featcache.heads.labels import UNKNOWN
-from featcache.heads.network import Adam, Network
+from featcache.heads.network import Network, Rule
 from featcache.heads.neural import NetworkHead
 from featcache.heads.rows import Rows
 from featcache.heads.stack import Stack
 from featcache.heads.state import Settings
+from featcache.heads.steps import Batch, Steps, recorder
+from featcache.heads.tables import placed
 from featcache.heads.threads import torch_threads_for
 
-_SHARED = ("hidden", "dropout", "batch_size", "standardize", "seed", "device")
-_COPIES = 6  # of a head's weights: themselves, gradients, two moments, the best, one while the stack shrinks
+__all__ = ["Data", "EpochOfMany", "bytes_of", "check_data", "fit_together", "shared"]
+
+_SHARED = ("hidden", "dropout", "batch_size", "standardize", "precision", "device")
+_COPIES = 7  # of weights: themselves, gradients, moments, directions, the best, one while the stack shrinks
+_LARGE = 1 << 18  # weights of a first layer that fill a good part of a core's cache
 _SMALL_STEP = 1 << 30  # operations; a hundredth of a second of a core, in dozens of parallel parts
-
-
-@dataclass(frozen=True)
-class Data:
-    """Checked rows and labels that any number of heads may be fitted to (see `check_data`)."""
-
-    task: Task
-    classes: NDArray[Any]
-    attributes: dict[str, Any]  # what scikit-learn's check of the rows sets on an estimator
 
 
 @dataclass(frozen=True)
@@ -51,22 +50,6 @@ class EpochOfMany:
     epoch: int
     alive: int
     best_accuracy: float | None
-
-
-def check_data(
-    X: ArrayLike, y: ArrayLike, X_val: ArrayLike | None = None, y_val: ArrayLike | None = None
-) -> Data:
-    """Check rows X (N, D) and labels y (N,), and validation ones, once for many fits.
-
-    Raises:
-        HeadError: the data cannot be used; it is a ValueError too.
-    """
-    from featcache.heads.neural import LinearHead
-
-    probe = LinearHead()
-    task = probe._task(X, y, X_val, y_val)
-    attributes = {name: value for name, value in vars(probe).items() if name.endswith("_in_")}
-    return Data(task, probe.classes_, attributes)
 
 
 def shared(head: NetworkHead) -> tuple[Any, ...]:
@@ -81,7 +64,7 @@ def shared(head: NetworkHead) -> tuple[Any, ...]:
 
 
 def bytes_of(head: NetworkHead, columns: int, classes: int) -> int:
-    """Return the memory in bytes that a head takes in a batch: its weights six times, and its outputs."""
+    """Return the memory in bytes that a head takes in a batch: its weights seven times, and its outputs."""
     sizes = head._sizes(columns, classes)
     weights = sum(wide * out + out for wide, out in pairwise(sizes))
     return 4 * (_COPIES * weights + 3 * head._settings().batch_size * sum(sizes[1:]))
@@ -102,12 +85,35 @@ def fit_together(
     Raises:
         HeadError: an option cannot be used, or the heads differ in what they must share (see `shared`).
     """
+    if not heads:
+        return
     if len({shared(head) for head in heads}) > 1:
         raise HeadError(
             f"Heads that train together must have the same {', '.join(_SHARED)}.", "Fit the others apart."
         )
     for head in heads:
         head.forget()
+    for numbers in _parts(heads, data):
+        for finished in _train([heads[number] for number in numbers], data, on_epoch):
+            yield [(numbers[at], error) for at, error in finished]
+
+
+def _parts(heads: Sequence[NetworkHead], data: Data) -> list[list[int]]:
+    """Return which heads stand in one stack: on a CPU, large ones of different seeds do not.
+
+    They would share the small layers alone, and what is in the cache.
+    """
+    settings = [head._settings() for head in heads]
+    first = heads[0]._sizes(data.blocks.X.shape[1], len(data.classes))[:2]
+    if resolve_device(settings[0].device).type != "cpu" or first[0] * first[1] < _LARGE:
+        return [list(range(len(heads)))]
+    seeds = dict.fromkeys(each.seed for each in settings)
+    return [[at for at, each in enumerate(settings) if each.seed == seed] for seed in seeds]
+
+
+def _train(
+    heads: Sequence[NetworkHead], data: Data, on_epoch: Callable[[EpochOfMany], None]
+) -> Iterator[list[tuple[int, HeadError | None]]]:
     training = _Batch(data, [head._settings() for head in heads])
     with torch.no_grad():
         while training.alive:
@@ -125,27 +131,42 @@ class _Batch:
     """The heads in training: `alive` are their numbers, in the order of the stack."""
 
     def __init__(self, data: Data, settings: Sequence[Settings]) -> None:
-        task, first = data.task, settings[0]
-        device = resolve_device(first.device)
+        task, first = data.blocks, settings[0]
+        self.device = resolve_device(first.device)
         columns = task.columns if first.standardize else None
         sizes = (task.X.shape[1], *first.hidden, len(data.classes))
-        self.generator = torch.Generator().manual_seed(first.seed)
-        self.stack = Stack(Network(sizes, first.dropout, self.generator, device), len(settings))
-        self.rows = Rows(task.X, task.y, columns, first.batch_size, device)
+        # heads of a seed stand next to each other, and among them those of a rule
+        self.alive = sorted(range(len(settings)), key=lambda number: _place(settings[number]))
+        groups = [list(same) for _, same in groupby(self.alive, lambda number: settings[number].seed)]
+        seeds = [settings[group[0]].seed for group in groups]
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        networks = [Network(sizes, first.dropout, generator, self.device) for generator in self.generators]
+        self.stack = Stack(networks, [len(group) for group in groups], first.precision)
+        place, dtype = placed(task.X, self.device, task.copies), self.stack.products[0].dtype
+        self.rows = [Rows(place, task.y, columns, first.batch_size, dtype) for _ in groups]
         self.val: Rows | None = None
         self.known = 0  # validation rows that the loss is taken of
         if task.X_val is not None and task.y_val is not None:
-            self.val = Rows(task.X_val, task.y_val, columns, first.batch_size, device)
+            val = placed(task.X_val, self.device, task.copies)
+            self.val = Rows(val, task.y_val, columns, first.batch_size, torch.float32)
             self.known = int((task.y_val != UNKNOWN).sum())
-        self.alive = list(range(len(settings)))
         self.courses = [Course(each, self.val is not None) for each in settings]
-        self.optimisers = [
-            Adam(own, each.lr, each.weight_decay, each.optimizer == "adamw")
-            for own, each in zip(_heads_of(self.stack.parameters), settings, strict=True)
-        ]
+        self.optimiser = Adams(self.stack.parameters, [_rule(settings[number]) for number in self.alive])
+        self.stack.parameters = self.optimiser.parameters
         self.seconds = [0.0] * len(settings)
         self._operations = 4 * first.batch_size * sum(p[0].numel() for p in self.stack.parameters)
         self._epochs, self._best = 0, -1.0
+        self._begin()
+
+    def _begin(self) -> None:
+        self.stack.learned()
+        self.steps = Steps(self.rows, self.stack.masks, self._learn, recorder(self.rows))
+
+    def _learn(self, batches: Sequence[Batch]) -> Tensor:
+        losses = self.stack.gradient_step(*batches)
+        self.optimiser.step(self.stack.gradients)
+        self.stack.learned()
+        return losses
 
     @property
     def report(self) -> EpochOfMany:
@@ -183,34 +204,33 @@ class _Batch:
         for number in gone:
             self.courses[number].best = None
         self.alive = [self.alive[at] for at in stay]
-        self.optimisers = [self.optimisers[at] for at in stay]
-        self.stack.keep(stay)
-        for optimiser, own in zip(self.optimisers, _heads_of(self.stack.parameters), strict=True):
-            optimiser.parameters = own
+        if not stay:
+            return
+        left = self.stack.keep(stay)
+        self.rows = [self.rows[group] for group in left]
+        self.generators = [self.generators[group] for group in left]
+        self.optimiser.keep(stay)
+        self.stack.parameters = self.optimiser.parameters
+        self._begin()
 
     def _train(self) -> list[float]:
-        order = torch.randperm(len(self.rows), generator=self.generator)
-        total = torch.zeros(len(self.alive), dtype=torch.float64, device=self.rows.device)
-        gradients = _heads_of(self.stack.gradients)
+        orders = [torch.randperm(len(self.rows[0]), generator=generator) for generator in self.generators]
         with torch_threads_for(self._operations * len(self.alive), _SMALL_STEP):
-            for rows, classes in self.rows.batches(order):
-                total += self.stack.gradient_step(rows, classes)
-                for optimiser, own in zip(self.optimisers, gradients, strict=True):
-                    optimiser.step(own)
-        losses: list[float] = (total / len(self.rows)).tolist()
+            total = self.steps.epoch(orders, (len(self.alive),))
+        losses: list[float] = (total / len(self.rows[0])).tolist()
         return losses
 
     def _validate(self) -> list[dict[str, float | None]]:
         if self.val is None:
             return [{"val_loss": None, "val_accuracy": None}] * len(self.alive)
-        totals = torch.zeros((2, len(self.alive)), dtype=torch.float64, device=self.val.device)
+        totals = torch.zeros((2, len(self.alive)), dtype=torch.float64, device=self.device)
         for rows, classes in self.val.blocks():
             for part, scores in self.stack.scores(rows):
-                true = classes[part][None, :, None].expand(len(scores), -1, 1)
-                own = torch.log_softmax(scores, dim=2).gather(2, true.clamp(min=0))
+                true = classes[part][None, None].expand(len(scores), 1, -1)
+                own = torch.log_softmax(scores, dim=1).gather(1, true.clamp(min=0))
                 own = own.masked_fill(true == UNKNOWN, 0.0)
                 totals[0] -= own.sum(dim=(1, 2), dtype=torch.float64)
-                totals[1] += (scores.argmax(dim=2) == classes[part]).sum(dim=1)
+                totals[1] += (scores.argmax(dim=1) == classes[part]).sum(dim=1)
         rows_of = len(self.val)
         return [
             {"val_loss": loss / self.known, "val_accuracy": correct / rows_of}
@@ -218,17 +238,21 @@ class _Batch:
         ]
 
 
-def _heads_of(stacked: Sequence[torch.Tensor]) -> list[list[torch.Tensor]]:
-    """Return the tensors (K, …) as K lists of views, one list a head."""
-    return [list(own) for own in zip(*(value.unbind(0) for value in stacked), strict=True)]
+def _rule(settings: Settings) -> Rule:
+    return Rule(settings.lr, settings.weight_decay, settings.optimizer == "adamw")
+
+
+def _place(settings: Settings) -> tuple[Any, ...]:
+    rule = _rule(settings)
+    return settings.seed, rule.decoupled, rule.decay, rule.lr
 
 
 def _complete(head: NetworkHead, data: Data, training: _Batch, number: int) -> None:
     for name, value in data.attributes.items():
         setattr(head, name, value)
     head.classes_ = data.classes
-    columns = data.task.columns if head.standardizes else None
+    columns = data.blocks.columns if head.standardizes else None
     head.mean_, head.scale_ = (columns.mean, columns.scale) if columns else (None, None)
     head._keep(training.courses[number], training.parameters(number))
-    head.notes_ = list(data.task.notes)
+    head.notes_ = list(data.blocks.notes)
     head.fit_seconds_ = training.seconds[number]

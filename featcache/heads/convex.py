@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import HeadError
 from featcache.heads.base import STANDARDIZE, ArraySpec, Head, ScoredHead, Task, two_sided
-from featcache.heads.hinge import targets_of
-from featcache.heads.options import number, whole
-from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
+from featcache.heads.options import Option, choice, number, whole
+from featcache.heads.scaling import Matrix, standardised
 from featcache.heads.threads import threads_for
+
+if TYPE_CHECKING:
+    import torch
+
+    from featcache.heads.linear import Solution
+
+SOLVER = choice("who solves it: auto is featcache, sklearn the reference", "auto", "featcache", "sklearn")
+DEVICE = Option(
+    "auto, cpu, cuda or cuda:N",
+    "where to solve",
+    lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
+)
 
 _Fitted = TypeVar("_Fitted")
 
@@ -37,11 +48,13 @@ class LinearScores(ScoredHead):
 
 
 class LogisticHead(LinearScores):
-    """Multinomial logistic regression: C · (sum of cross-entropies) + ½ ‖coef‖², solved by L-BFGS.
+    """Multinomial logistic regression: C · (sum of cross-entropies) + ½ ‖coef‖², until no entry of the
+    gradient of the objective, divided by C and N, is above `tol`.
 
-    The solver is scikit-learn's, on one float32 copy of the rows, until no entry of the gradient of the
-    objective, divided by C and N, is above `tol`. Fitted besides coef_ and intercept_: `n_iter_`, and
-    `converged_` and `notes_` (what the solver had to say).
+    solver="featcache" is `featcache.heads.linear` on `device`: the rows are read in blocks as they are
+    stored, never copied as a whole. solver="sklearn", the reference, is scikit-learn's L-BFGS on one float32
+    copy of the rows. "auto" is featcache. Fitted besides coef_ and intercept_: `n_iter_`, `converged_` and
+    `notes_` (what the solver had to say).
     """
 
     KIND: ClassVar = "logreg"
@@ -50,6 +63,8 @@ class LogisticHead(LinearScores):
         "tol": number("largest gradient entry of a solution", above=0),
         "max_iter": whole("iterations, at most", least=1),
         "standardize": STANDARDIZE,
+        "solver": SOLVER,
+        "device": DEVICE,
     }
     ATTRIBUTES: ClassVar = {"n_iter_": int, "converged_": bool, "notes_": list}
 
@@ -58,14 +73,37 @@ class LogisticHead(LinearScores):
     notes_: list[str]
 
     def __init__(
-        self, C: float = 0.01, tol: float = 1e-4, max_iter: int = 1000, standardize: str = "auto"
+        self,
+        C: float = 0.01,
+        tol: float = 1e-4,
+        max_iter: int = 1000,
+        standardize: str = "auto",
+        solver: str = "auto",
+        device: str = "auto",
     ) -> None:
         self.C = C
         self.tol = tol
         self.max_iter = max_iter
         self.standardize = standardize
+        self.solver = solver
+        self.device = device
 
     def _learn(self, task: Task) -> None:
+        if self.solver == "sklearn":
+            self._learn_by_reference(task)
+            return
+        from featcache.heads.linear import Problem, solve
+
+        columns, device = self._moments(task), resolved(self.device)
+        problem = Problem("logreg", task, columns, len(self.classes_), device)
+        self._keep(solve(problem, [float(self.C)], float(self.tol), int(self.max_iter))[0])
+
+    def _keep(self, found: Solution) -> None:
+        self.coef_, self.intercept_ = found.coef, found.intercept
+        self.n_iter_, self.notes_ = found.iterations, list(found.notes)
+        self.converged_ = not self.notes_
+
+    def _learn_by_reference(self, task: Task) -> None:
         from sklearn.linear_model import LogisticRegression
 
         solver = LogisticRegression(C=float(self.C), tol=float(self.tol), max_iter=int(self.max_iter))
@@ -82,28 +120,27 @@ class LogisticHead(LinearScores):
 class RidgeHead(LinearScores):
     """Least squares on targets -1 and +1, one against the rest, with the penalty alpha ‖coef‖².
 
-    The same solution as scikit-learn's RidgeClassifier, by one Cholesky factorisation in float64: of the
-    columns' products (D, D) where D <= N, else of the rows' (N, N). Rows are read in blocks and never copied.
+    The same solution as scikit-learn's RidgeClassifier, by one Cholesky factorisation in float64 on `device`:
+    see `featcache.heads.squares`. Rows are read in blocks and never copied.
     """
 
     KIND: ClassVar = "ridge"
-    OPTIONS: ClassVar = {"alpha": number("factor of the L2 penalty", above=0), "standardize": STANDARDIZE}
+    OPTIONS: ClassVar = {
+        "alpha": number("factor of the L2 penalty", above=0),
+        "standardize": STANDARDIZE,
+        "device": DEVICE,
+    }
 
-    def __init__(self, alpha: float = 1.0, standardize: str = "auto") -> None:
+    def __init__(self, alpha: float = 1.0, standardize: str = "auto", device: str = "auto") -> None:
         self.alpha = alpha
         self.standardize = standardize
+        self.device = device
 
     def _learn(self, task: Task) -> None:
-        columns = self._moments(task)
-        # Centring is what takes the intercept out of the penalty, so it is done in either case.
-        centred = columns or Moments(
-            task.columns.mean, np.ones_like(task.columns.mean), task.columns.variance
-        )
-        targets = targets_of(task.y, len(self.classes_))
-        middle = targets.mean(axis=0)
-        solve = _primal if task.X.shape[1] <= task.X.shape[0] else _dual
-        self.coef_ = np.ascontiguousarray(solve(task.X, centred, targets - middle, float(self.alpha)))
-        self.intercept_ = middle if columns else middle - self.coef_ @ centred.mean
+        from featcache.heads.squares import Squares
+
+        squares = Squares(task, self._moments(task), len(self.classes_), resolved(self.device))
+        self.coef_, self.intercept_ = squares.solve(float(self.alpha))
 
 
 def linear_arrays(head: Head) -> dict[str, ArraySpec]:
@@ -131,42 +168,12 @@ def noted(fit: Callable[[], _Fitted]) -> tuple[_Fitted, list[str]]:
     return result, list(dict.fromkeys(notes))
 
 
-def _primal(X: Matrix, columns: Moments, targets: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    """Solve (Z'Z + alpha I) coef' = Z'T for the standardised rows Z of X."""
-    width = X.shape[1]
-    products, right = np.zeros((width, width)), np.zeros((width, targets.shape[1]))
-    for rows in row_blocks(len(X), X.shape[1]):
-        block = standardised(X[rows], columns, np.float64)
-        products += block.T @ block
-        right += block.T @ targets[rows]
-    coef: NDArray[np.float64] = _cholesky(products, right, alpha).T
-    return coef
+def resolved(device: str) -> torch.device:
+    """Return the device that an option names.
 
+    Raises:
+        HeadError: a GPU is asked for and there is none of that number.
+    """
+    from featcache.heads.epochs import resolve_device
 
-def _dual(X: Matrix, columns: Moments, targets: NDArray[np.float64], alpha: float) -> NDArray[np.float64]:
-    """Solve coef' = Z' (Z Z' + alpha I)^-1 T, reading Z in blocks of columns."""
-    parts = list(row_blocks(X.shape[1], X.shape[0]))
-    products = np.zeros((len(X), len(X)))
-    for part in parts:
-        block = _column_block(X, columns, part)
-        products += block @ block.T
-    dual = _cholesky(products, targets, alpha)
-    return np.concatenate([dual.T @ _column_block(X, columns, part) for part in parts], axis=1)
-
-
-def _column_block(X: Matrix, columns: Moments, part: slice) -> Matrix:
-    some = Moments(columns.mean[part], columns.scale[part], columns.variance[part])
-    return standardised(X[:, part], some, np.float64)
-
-
-def _cholesky(products: NDArray[np.float64], right: NDArray[np.float64], alpha: float) -> Any:
-    from scipy.linalg import LinAlgError, cho_factor, cho_solve
-
-    products.flat[:: len(products) + 1] += alpha
-    try:
-        factor = cho_factor(products, lower=True, overwrite_a=True, check_finite=False)
-    except LinAlgError as error:
-        raise HeadError(
-            f"ridge cannot be solved with alpha={alpha:g}: {error}.", "Take a larger alpha."
-        ) from error
-    return cho_solve(factor, right, check_finite=False)
+    return resolve_device(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,8 @@ from featcache.heads.labels import UNKNOWN
 from featcache.heads.network import Adam, Network
 from featcache.heads.rows import Rows
 from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, layer_rows, plain
+from featcache.heads.steps import Batch, Steps, recorder
+from featcache.heads.tables import placed
 from featcache.heads.threads import torch_threads_for
 
 
@@ -32,17 +34,20 @@ class Training:
         self.mean = task.columns.mean
         self.generator = torch.Generator().manual_seed(settings.seed)
         sizes = (task.X.shape[1], *settings.hidden, classes)
-        self.network = Network(sizes, settings.dropout, self.generator, device)
+        self.network = Network(sizes, settings.dropout, self.generator, device, settings.precision)
         self.optimiser = Adam(
             self.network.parameters, settings.lr, settings.weight_decay, settings.optimizer == "adamw"
         )
-        self.rows = Rows(task.X, task.y, columns, settings.batch_size, device)
+        place = placed(task.X, device, task.copies)
+        self.rows = Rows(place, task.y, columns, settings.batch_size, self.network.products.dtype)
         self.val: Rows | None = None
         self.known = 0  # validation rows that the loss is taken of
         if task.X_val is not None and task.y_val is not None:
-            self.val = Rows(task.X_val, task.y_val, columns, settings.batch_size, device)
+            val = placed(task.X_val, device, task.copies)
+            self.val = Rows(val, task.y_val, columns, settings.batch_size, torch.float32)
             self.known = int((task.y_val != UNKNOWN).sum())
         self.course = Course(settings, validates=self.val is not None)
+        self.steps = Steps([self.rows], [self.network.masks], self._learn, recorder([self.rows]))
 
     def parameters(self) -> list[NDArray[np.float32]]:
         """Return copies of the weights to keep: the best epoch's, or the last's where nothing selects."""
@@ -74,13 +79,16 @@ class Training:
 
     def _train(self) -> float:
         order = torch.randperm(len(self.rows), generator=self.generator)
-        total = torch.zeros((), dtype=torch.float64, device=self.rows.device)
-        network, optimiser = self.network, self.optimiser
-        with torch_threads_for(4 * self.settings.batch_size * sum(p.numel() for p in network.parameters)):
-            for rows, classes in self.rows.batches(order):
-                total += network.gradient_step(rows, classes)
-                optimiser.step(network.gradients)
+        operations = 4 * self.settings.batch_size * sum(p.numel() for p in self.network.parameters)
+        with torch_threads_for(operations):
+            total = self.steps.epoch([order])
         return total.item() / len(self.rows)  # the epoch's one wait for the device
+
+    def _learn(self, batches: Sequence[Batch]) -> Tensor:
+        loss = self.network.gradient_step(*batches[0])
+        self.optimiser.step(self.network.gradients)
+        self.network.learned()
+        return loss
 
     def _validate(self) -> dict[str, float | None]:
         if self.val is None:
@@ -138,6 +146,7 @@ class Training:
             self.generator.set_state(torch.from_numpy(np.array(state.tensors["generator"])))
             for step in self.optimiser.steps:
                 step.fill_(meta["step"])
+            self.network.learned()
             stopping = dict(meta["stopping"])
             course.stopping.best = -math.inf if stopping["best"] is None else float(stopping["best"])
             course.stopping.best_epoch, course.stopping.waited = stopping["best_epoch"], stopping["waited"]

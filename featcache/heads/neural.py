@@ -15,12 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 from featcache.errors import HeadError
 from featcache.heads.base import STANDARDIZE, ArraySpec, ScoredHead, Task
 from featcache.heads.options import Option, choice, number, per_layer, whole
-from featcache.heads.scaling import Matrix
+from featcache.heads.scaling import Matrix, Moments
 from featcache.heads.state import EpochReport, LayerRow, Settings, TrainingState, layer_rows
 from featcache.stopping import MONITORS
 
 if TYPE_CHECKING:
     from featcache.heads.course import Course
+    from featcache.heads.tables import Place
 
 _OPTIONS = {
     "optimizer": choice("weight_decay is an L2 penalty with adam, decoupled with adamw", "adam", "adamw"),
@@ -32,6 +33,13 @@ _OPTIONS = {
     "min_delta": number("what counts as an improvement", least=0),
     "monitor": choice("the value early stopping looks at", *MONITORS),
     "standardize": STANDARDIZE,
+    "compute_precision": choice(
+        "of products with the table's rows while training; auto is fp32, bf16 is faster where there are "
+        "instructions for it, and rounds",
+        "auto",
+        "fp32",
+        "bf16",
+    ),
     "seed": whole("of initial weights, order of rows and dropout", least=0),
     "device": Option(
         "auto, cpu, cuda or cuda:N",
@@ -54,6 +62,7 @@ class NetworkHead(ScoredHead):
     """
 
     ATTRIBUTES: ClassVar = {"history_": list, "n_epochs_": int, "best_epoch_": int}
+    BLOCKWISE: ClassVar = True
 
     coefs_: list[NDArray[np.float32]]
     intercepts_: list[NDArray[np.float32]]
@@ -100,6 +109,22 @@ class NetworkHead(ScoredHead):
     def _sizes(self, columns: int, classes: int) -> tuple[int, ...]:
         return (columns, *self._settings().hidden, classes)
 
+    def _measured(self, X: Matrix, copies: dict[str, Any]) -> Moments:
+        from featcache.heads.measuring import measured
+
+        return measured(self._placed(X, copies))
+
+    def _check_finite(self, X: Matrix, name: str, copies: dict[str, Any]) -> None:
+        from featcache.heads.measuring import check_all_finite
+
+        check_all_finite(self._placed(X, copies), name)
+
+    def _placed(self, X: Matrix, copies: dict[str, Any]) -> Place:
+        from featcache.heads.epochs import resolve_device
+        from featcache.heads.tables import placed
+
+        return placed(X, resolve_device(self.device), copies)
+
     def _learn(
         self,
         task: Task,
@@ -144,6 +169,7 @@ class LinearHead(NetworkHead):
         min_delta: float = 1e-3,
         monitor: str = "val_loss",
         standardize: str = "auto",
+        compute_precision: str = "auto",
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -156,6 +182,7 @@ class LinearHead(NetworkHead):
         self.min_delta = min_delta
         self.monitor = monitor
         self.standardize = standardize
+        self.compute_precision = compute_precision
         self.seed = seed
         self.device = device
 
@@ -191,6 +218,7 @@ class MLPHead(NetworkHead):
         min_delta: float = 1e-3,
         monitor: str = "val_loss",
         standardize: str = "auto",
+        compute_precision: str = "auto",
         seed: int = 0,
         device: str = "auto",
     ) -> None:
@@ -205,6 +233,7 @@ class MLPHead(NetworkHead):
         self.min_delta = min_delta
         self.monitor = monitor
         self.standardize = standardize
+        self.compute_precision = compute_precision
         self.seed = seed
         self.device = device
 
@@ -241,4 +270,5 @@ def _settings_of(head: Any, hidden: tuple[int, ...], dropout: tuple[float, ...])
         standardize=head.standardizes,
         seed=int(head.seed),
         device=head.device,
+        precision="bf16" if head.compute_precision == "bf16" else "fp32",
     )

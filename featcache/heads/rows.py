@@ -3,69 +3,92 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.heads.base import Codes
-from featcache.heads.scaling import Matrix, Moments, row_blocks
+from featcache.heads.scaling import BLOCK, Moments
+from featcache.heads.tables import Place, Streamed
 
-
-class _Writable:
-    """Says of a read-only array that it may be written to. We never do; torch has no read-only tensors."""
-
-    def __init__(self, array: NDArray[Any]) -> None:
-        self._owner = array
-        interface = dict(array.__array_interface__)
-        interface["data"] = (interface["data"][0], False)
-        self.__array_interface__ = interface
-
-
-def shared_tensor(X: NDArray[Any]) -> Tensor:
-    """Return X as a tensor over the same memory, read-only memory maps included, without a warning.
-
-    An array that torch cannot stand on (negative strides) is copied. The tensor must not be written to.
-    """
-    if any(stride < 0 for stride in X.strides):
-        X = np.ascontiguousarray(X)
-    return torch.from_numpy(np.asarray(_Writable(X)))
+_GPU_BLOCK = 1 << 26  # values that a GPU standardises at once: a quarter of a GiB of float32
 
 
 class Rows:
-    """A table X (N, D) with class codes y (N,), whose rows come out as standardised float32 on a device."""
+    """A table (N, D) with class codes y (N,), whose rows come out standardised on its device.
+
+    Batches come as `dtype`, float32 or bfloat16, in a buffer that the next batch overwrites; blocks come
+    as float32.
+    """
 
     def __init__(
-        self, X: Matrix, y: Codes, columns: Moments | None, batch_size: int, device: torch.device
+        self, place: Place, y: Codes, columns: Moments | None, batch_size: int, dtype: torch.dtype
     ) -> None:
-        self.table = shared_tensor(X).to(device)
-        self.classes = torch.from_numpy(y).to(device)
-        self.device = device
-        shape = (min(batch_size, len(X)), X.shape[1])
-        self._raw = torch.empty(shape, dtype=self.table.dtype, device=device)
-        self._rows = torch.empty(shape, device=device)
+        self.place, self.device = place, place.device
+        self.classes = torch.from_numpy(y).to(self.device)
+        self.size = min(batch_size, len(y))
+        self._raw: Tensor | None = None
+        self._dtype = dtype
         self._columns = None
         if columns is not None:
             factor, shift = 1 / columns.scale, -columns.mean / columns.scale
-            self._columns = tuple(torch.from_numpy(v.astype(np.float32)).to(device) for v in (factor, shift))
+            self._columns = tuple(torch.from_numpy(v).float().to(self.device) for v in (factor, shift))
 
     def __len__(self) -> int:
-        return len(self.table)
+        return len(self.classes)
+
+    @property
+    def steps(self) -> tuple[int, int]:
+        """The number of whole batches, and of the rows left over."""
+        return divmod(len(self), self.size)
 
     def batches(self, order: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield rows (n, D), which the next batch overwrites, and classes (n,) in the order (N,) given."""
-        for index in order.to(self.device).split(len(self._raw)):
-            raw, rows = self._raw[: len(index)], self._rows[: len(index)]
-            torch.index_select(self.table, 0, index, out=raw)
-            yield self._standardised(rows.copy_(raw)), self.classes[index]
+        """Yield rows (n, D) and classes (n,) in the order (N,) given, which lies on the CPU."""
+        there = order.to(self.device)
+        gathered = order if isinstance(self.place, Streamed) else there
+        for index, own in zip(gathered.split(self.size), there.split(self.size), strict=True):
+            yield self._batch(index), self.classes[own]
+
+    def batch(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of an order of at most a batch."""
+        return next(self.batches(order))
+
+    def begin(self, order: Tensor) -> None:
+        """Let `next` begin with the first batch of the order (N,) given."""
+        if not hasattr(self, "_order"):
+            self._order = torch.empty(len(self), dtype=torch.int64, device=self.device)
+            self._at = torch.arange(self.size, device=self.device)
+            self._start = self._at.clone()
+            self._own = torch.empty(self.size, dtype=self.classes.dtype, device=self.device)
+        self._order.copy_(order)
+        self._at.copy_(self._start)
+
+    def next(self) -> tuple[Tensor, Tensor]:
+        """Return the next whole batch: all work is the device's, on tensors that stay where they are."""
+        index = self._order.index_select(0, self._at)
+        self._at += self.size
+        torch.index_select(self.classes, 0, index, out=self._own)
+        return self._batch(index), self._own
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield large blocks of rows and their classes in the table's order."""
-        for part in row_blocks(len(self), self.table.shape[1]):
-            rows = self.table[part].to(torch.float32, copy=True)
+        for part, raw in self.place.blocks(BLOCK if self.device.type == "cpu" else _GPU_BLOCK):
+            rows = raw.to(torch.float32, copy=True)
             yield self._standardised(rows), self.classes[part]
+
+    def _batch(self, index: Tensor) -> Tensor:
+        if self._raw is None:
+            shape = (self.size, self.place.shape[1])
+            self._raw = torch.empty(shape, dtype=self.place.dtype, device=self.device)
+            self._wide = torch.empty(shape, device=self.device)
+            self._rows = self._wide if self._dtype == torch.float32 else self._wide.to(self._dtype)
+        raw, wide, rows = (value[: len(index)] for value in (self._raw, self._wide, self._rows))
+        self.place.take(index, raw)
+        if self._columns is not None and raw.is_cuda:
+            factor, shift = self._columns  # one kernel casts and standardises
+            return torch.addcmul(shift, raw, factor, out=rows)
+        self._standardised(wide.copy_(raw))
+        return wide if self._rows is self._wide else rows.copy_(wide)
 
     def _standardised(self, rows: Tensor) -> Tensor:
         if self._columns is None:

@@ -6,6 +6,7 @@ A table is never copied as a whole to be measured: blocks of rows are turned to 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
+from featcache.heads.threads import torch_threads_for
 
 Matrix = NDArray[np.floating[Any]]
 BLOCK = 1 << 22  # values in a block that is computed on: 16 MiB of float32
+_CHUNK = 1 << 24  # values that one thread measures at a time
 _CACHED = 1 << 18  # values in a block that is only read: 2 MiB of float64 stay in a core's cache
 
 
@@ -45,18 +48,52 @@ def moments(X: Matrix) -> Moments:
         HeadError: X holds NaN or infinity; the message names the first place.
     """
     first = X[0].astype(np.float64)
-    total, squares = np.zeros_like(first), np.zeros_like(first)
-    with np.errstate(invalid="ignore", over="ignore"):
-        for rows in row_blocks(len(X), X.shape[1], _CACHED):
-            block = X[rows] - first
-            part = block.sum(axis=0)
-            if not np.isfinite(part).all():
-                check_finite(X[rows], rows.start)
-            total += part
-            squares += np.einsum("ij,ij->j", block, block)
-        shift = total / len(X)
-        variance = np.maximum(squares / len(X) - shift * shift, 0.0)
+    chunks = list(row_blocks(len(X), X.shape[1], _CHUNK))
+    if len(chunks) == 1:
+        sums = [_sums(X, chunks[0], first)]
+    else:
+        import torch
+
+        # However many threads there are, the same chunks are summed in the same order.
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool, torch_threads_for(0):
+            sums = list(pool.map(lambda rows: _sums(X, rows, first), chunks))
+    shift = sum(total for total, _ in sums) / len(X)
+    variance = np.maximum(sum(squares for _, squares in sums) / len(X) - shift * shift, 0.0)
     return Moments(first + shift, np.where(variance > 0, np.sqrt(variance), 1.0), variance)
+
+
+def _sums(
+    X: Matrix, chunk: slice, first: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the sums (D,) of X - first and of its squares over a chunk of rows."""
+    total, squares = np.zeros_like(first), np.zeros_like(first)
+    parts = list(row_blocks(chunk.stop - chunk.start, X.shape[1], _CACHED))
+    space = np.empty((parts[0].stop, X.shape[1]))  # once: asking for memory costs as much as the sums
+    with np.errstate(invalid="ignore", over="ignore"):
+        for part in parts:
+            rows = slice(chunk.start + part.start, chunk.start + part.stop)
+            block = widen(X[rows], space[: part.stop - part.start])
+            block -= first
+            found = block.sum(axis=0)
+            if not np.isfinite(found).all():
+                check_finite(X[rows], rows.start)
+            total += found
+            np.square(block, out=block)
+            squares += block.sum(axis=0)
+    return total, squares
+
+
+def widen(rows: Matrix, out: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Write rows to `out` and return it; float16 goes by torch, which is several times as fast as numpy."""
+    if rows.dtype == np.float16:
+        import torch
+
+        from featcache.heads.rows import shared_tensor
+
+        torch.from_numpy(out).copy_(shared_tensor(rows).float())
+    else:
+        out[:] = rows
+    return out
 
 
 def check_finite(X: Matrix, first_row: int = 0, name: str = "X") -> None:

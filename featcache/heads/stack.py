@@ -7,67 +7,125 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from featcache.heads.network import Network
+from featcache.heads.masks import Masks
+from featcache.heads.network import Network, through
+from featcache.heads.products import Products, turned_outputs
 
 _SCORED = 1 << 22  # hidden values that are computed on together: 16 MiB of float32
+Batch = tuple[Tensor, Tensor]  # rows (n, D) in the type of the products, classes (n,)
 
 
 class Stack:
-    """K copies of a network, which learn each for itself from the same batches and dropout masks.
+    """K networks, in groups that learn from the same batches and dropout masks, each for itself.
+
+    `networks` are the beginnings of the groups, `counts` how many heads each has: heads of one seed. The
+    groups' first layers are a product each, all that follows is done for all heads at once.
 
     `parameters` and `gradients` are those of `Network` with the K heads as their first dimension: weights
-    (K, out, in) and biases (K, out) of each layer in turn.
+    (K, out, in) and biases (K, out) of each layer in turn, group by group.
     """
 
-    def __init__(self, network: Network, count: int) -> None:
-        self.sizes, self.dropout = network.sizes, network.dropout
-        self._mask = network.mask
-        self.parameters = [value.repeat(count, *[1] * value.dim()) for value in network.parameters]
-        self.gradients = [torch.empty_like(value) for value in self.parameters]
+    def __init__(self, networks: Sequence[Network], counts: Sequence[int], precision: str = "fp32") -> None:
+        first = networks[0]
+        self.sizes, self.dropout = first.sizes, first.dropout
+        self.masks: list[Masks] = [network.masks for network in networks]
+        self.counts = list(counts)
+        self.precision = precision
+        alike = zip(*(network.parameters for network in networks), strict=True)
+        self.parameters = [
+            torch.cat([value.repeat(n, *[1] * value.dim()) for value, n in zip(each, counts, strict=True)])
+            for each in alike
+        ]
+        self._begin()
 
     def __len__(self) -> int:
         return len(self.parameters[0])
 
-    def keep(self, heads: Sequence[int]) -> None:
-        """Go on with these heads alone, numbered anew in the order given."""
+    def _begin(self) -> None:
+        self.gradients = [torch.empty_like(value) for value in self.parameters]
+        ends = torch.tensor(self.counts).cumsum(0).tolist()
+        self.parts = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
+        self._minus = torch.full((1, 1, 1), -1.0, device=self.parameters[0].device)
+        self._repeats = torch.tensor(self.counts, device=self.parameters[0].device)
+        self.products = [Products(self._flat(part)[0], self.precision) for part in self.parts]
+
+    def _flat(self, part: slice) -> tuple[Tensor, Tensor]:
+        """Return the first layers of a group as one: weight (k · out, D) and bias (k · out,)."""
+        weight, bias = self.parameters[:2]
+        return weight[part].flatten(0, 1), bias[part].flatten()
+
+    def keep(self, heads: Sequence[int]) -> list[int]:
+        """Go on with these heads alone, numbered anew in the rising order given; return the groups left."""
         index = torch.tensor(heads, dtype=torch.int64, device=self.parameters[0].device)
         self.parameters = [value.index_select(0, index) for value in self.parameters]
-        self.gradients = [value[: len(heads)] for value in self.gradients]
+        counts = [sum(part.start <= head < part.stop for head in heads) for part in self.parts]
+        left = [number for number, count in enumerate(counts) if count]
+        self.counts = [counts[number] for number in left]
+        self.masks = [self.masks[number] for number in left]
+        self._begin()
+        return left
 
     def scores(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Yield scores (K, n, C) of consecutive parts of rows (N, D), without dropout, and which rows."""
+        """Yield scores (K, C, n) of consecutive parts of float32 rows (N, D), which rows beside them."""
         step = max(1, _SCORED // (len(self) * max(self.sizes[1:])))
         for start in range(0, len(rows), step):
             part = slice(start, start + step)
-            yield part, self._forward(rows[part], None)[-1]
+            first = turned_outputs(rows[part], *self._flat(slice(None)))
+            yield part, self._later(first.view(len(self), self.sizes[1], -1), dropping=False)[-1]
 
-    def gradient_step(self, rows: Tensor, classes: Tensor) -> Tensor:
-        """Fill `gradients` with those of each head's mean cross-entropy; return its sums over rows (K,)."""
-        outputs = self._forward(rows, self.dropout)
-        log_p = torch.log_softmax(outputs[-1], dim=2)
-        true = classes[None, :, None].expand(len(self), -1, 1)
-        loss = log_p.gather(2, true).sum(dim=(1, 2)).neg_()
-        delta = log_p.exp_()
-        delta.scatter_add_(2, true, delta.new_full((1, 1, 1), -1.0).expand_as(true)).div_(len(rows))
+    def gradient_step(self, *batches: Batch) -> Tensor:
+        """Fill `gradients` with those of each head's mean cross-entropy; return its sums over rows (K,).
+
+        There is a batch for every group, all of as many rows. Values are (K, out, n): so the first layers'
+        outputs come out of their product and so their gradients go into theirs.
+        """
+        values = self._later(self._first(batches), dropping=True)
+        size = len(batches[0][1])
+        log_p = torch.log_softmax(values[-1], dim=1)
+        true = torch.stack([classes for _, classes in batches]) if len(batches) > 1 else batches[0][1][None]
+        true = true.repeat_interleave(self._repeats, dim=0, output_size=len(self))[:, None]
+        loss = log_p.gather(1, true).sum(dim=(1, 2)).neg_()
+        delta = log_p.exp_().scatter_add_(1, true, self._minus.expand_as(true)).div_(size)
         for i in range(len(self.sizes) - 2, 0, -1):
-            torch.bmm(delta.transpose(1, 2), outputs[i], out=self.gradients[2 * i])
-            torch.sum(delta, 1, out=self.gradients[2 * i + 1])
-            kept = 1 - self.dropout[i - 1]  # see Network.gradient_step
-            delta = torch.bmm(delta, self.parameters[2 * i]).mul_(outputs[i] > 0).div_(kept)
-        side_by_side = delta.transpose(0, 1).reshape(len(rows), -1)
-        torch.mm(side_by_side.t(), rows, out=self.gradients[0].view(-1, self.sizes[0]))
-        torch.sum(side_by_side, 0, out=self.gradients[1].view(-1))
+            torch.bmm(delta, values[i - 1].transpose(1, 2), out=self.gradients[2 * i])
+            torch.sum(delta, 2, out=self.gradients[2 * i + 1])
+            delta = torch.bmm(self.parameters[2 * i].transpose(1, 2), delta)
+            delta = through(delta, values[i - 1], self.dropout[i - 1])
+        torch.sum(delta, 2, out=self.gradients[1])
+        self._first_gradients(batches, delta)
         return loss
 
-    def _forward(self, rows: Tensor, dropout: Sequence[float] | None) -> list[Tensor]:
-        """Return the rows, then each layer's outputs (K, n, out)."""
-        first, bias = self.parameters[:2]
-        flat = torch.addmm(bias.view(-1), rows, first.view(-1, self.sizes[0]).t())
-        outputs = [rows, flat.view(len(rows), len(self), -1).transpose(0, 1)]
+    def learned(self) -> None:
+        """Take over that the parameters have changed."""
+        for part, products in zip(self.parts, self.products, strict=True):
+            products.learned(self._flat(part)[0])
+
+    def _first(self, batches: Sequence[Batch]) -> Tensor:
+        """Return the first layers' outputs (K, out, n)."""
+        each = [
+            products.turned_outputs(rows, *self._flat(part)).view(count, self.sizes[1], -1)
+            for (rows, _), part, products, count in zip(
+                batches, self.parts, self.products, self.counts, strict=True
+            )
+        ]
+        return torch.cat(each) if len(each) > 1 else each[0]
+
+    def _first_gradients(self, batches: Sequence[Batch], delta: Tensor) -> None:
+        for (rows, _), part, products in zip(batches, self.parts, self.products, strict=True):
+            found = products.turned_gradient(delta[part].flatten(0, 1), rows)
+            if len(batches) > 1:
+                self.gradients[0][part] = found.view_as(self.gradients[0][part])
+            else:
+                self.gradients[0] = found.view_as(self.gradients[0])
+
+    def _later(self, first: Tensor, dropping: bool) -> list[Tensor]:
+        """Return each layer's outputs (K, out, n), given the first ones'."""
+        values = [first]
         for i in range(1, len(self.sizes) - 1):
-            outputs[-1].relu_()
-            if dropout and dropout[i - 1]:
-                outputs[-1].mul_(self._mask(outputs[-1][0], 1 - dropout[i - 1]))
+            values[-1].relu_()
+            for part, masks in zip(self.parts, self.masks, strict=True):
+                if dropping:
+                    masks.hide(values[-1][part].transpose(1, 2), i - 1)
             weight, bias = self.parameters[2 * i : 2 * i + 2]
-            outputs.append(torch.baddbmm(bias[:, None], outputs[-1], weight.transpose(1, 2)))
-        return outputs
+            values.append(torch.baddbmm(bias[..., None], weight, values[-1]))
+        return values

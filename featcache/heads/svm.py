@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.heads.base import STANDARDIZE, ArraySpec, ScoredHead, Task, two_sided
-from featcache.heads.convex import linear_arrays, linear_scores, noted
-from featcache.heads.hinge import solve_squared_hinge, targets_of
+from featcache.heads.convex import DEVICE, SOLVER, linear_arrays, linear_scores, noted, resolved
 from featcache.heads.options import Option, choice, number, whole
 from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
+
+if TYPE_CHECKING:
+    from featcache.heads.linear import Solution
 
 _LINEAR_C, _RBF_C = 0.01, 10.0  # what C=None means
 _LINEAR_TOL, _RBF_TOL = 1e-4, 1e-3
@@ -22,9 +24,10 @@ _GAMMA = number("gamma", above=0)
 class SVMHead(ScoredHead):
     """A support vector machine.
 
-    kernel="linear": squared hinge loss, one class against the rest: LinearSVC's problem, solved as
-    `featcache.heads.hinge` says on one float32 copy of the rows. Fitted: `coef_` (C, D), `intercept_` (C,),
-    with two classes (1, D) and (1,).
+    kernel="linear": squared hinge loss, one class against the rest: LinearSVC's problem, intercept and all.
+    solver="featcache" is `featcache.heads.linear` on `device`, until no entry of a class's gradient is above
+    `tol` times the largest at w = 0; solver="sklearn" is LinearSVC itself on one float32 copy of the rows.
+    Fitted: `coef_` (C, D), `intercept_` (C,), with two classes (1, D) and (1,).
 
     kernel="rbf": exp(-gamma ‖a - b‖²), one class against one, scikit-learn's SVC, whose time grows with N² to
     N³; gamma "scale" is 1 / (D · variance of the rows), "auto" 1 / D. Fitted: `support_vectors_` (S, D),
@@ -47,6 +50,8 @@ class SVMHead(ScoredHead):
         "tol": number(f"tolerance; None is {_LINEAR_TOL} linear, {_RBF_TOL} rbf", above=0, or_none=True),
         "max_iter": whole("iterations, at most; None is 1000 linear, unlimited rbf", least=1, or_none=True),
         "standardize": STANDARDIZE,
+        "solver": SOLVER,
+        "device": DEVICE,
     }
     ATTRIBUTES: ClassVar = {"n_iter_": int, "converged_": bool, "notes_": list, "gamma_": float}
 
@@ -68,6 +73,8 @@ class SVMHead(ScoredHead):
         tol: float | None = None,
         max_iter: int | None = None,
         standardize: str = "auto",
+        solver: str = "auto",
+        device: str = "auto",
     ) -> None:
         self.kernel = kernel
         self.C = C
@@ -75,6 +82,8 @@ class SVMHead(ScoredHead):
         self.tol = tol
         self.max_iter = max_iter
         self.standardize = standardize
+        self.solver = solver
+        self.device = device
 
     def arrays(self) -> dict[str, ArraySpec]:
         """Return what the fitted arrays of this kernel must be."""
@@ -96,32 +105,56 @@ class SVMHead(ScoredHead):
         return "" if adds_up else "n_support_ does not add up to the rows of support_vectors_"
 
     def _learn(self, task: Task) -> None:
-        rows = standardised(task.X, self._moments(task))
-        if self.kernel == "linear":
-            self._learn_linear(rows, task)
+        if self.kernel == "rbf":
+            self._learn_rbf(standardised(task.X, self._moments(task)), task)
+        elif self.solver == "sklearn":
+            self._learn_by_reference(task)
         else:
-            self._learn_rbf(rows, task)
+            self._learn_linear(task)
         self.converged_ = not self.notes_
 
-    def _learn_linear(self, rows: Matrix, task: Task) -> None:
-        solved = solve_squared_hinge(
-            rows,
-            targets_of(task.y, len(self.classes_)),
-            C=float(_LINEAR_C if self.C is None else self.C),
-            tol=float(_LINEAR_TOL if self.tol is None else self.tol),
-            max_iter=int(self.max_iter or 1000),
+    @property
+    def penalty(self) -> float:
+        """C as a number."""
+        return float(self.C or (_LINEAR_C if self.kernel == "linear" else _RBF_C))
+
+    @property
+    def tolerance(self) -> float:
+        """The tolerance as a number."""
+        return float(self.tol or (_LINEAR_TOL if self.kernel == "linear" else _RBF_TOL))
+
+    def _learn_linear(self, task: Task) -> None:
+        from featcache.heads.linear import Problem, solve
+
+        columns, device = self._moments(task), resolved(self.device)
+        problem = Problem("svm", task, columns, len(self.classes_), device)
+        self._keep(solve(problem, [self.penalty], self.tolerance, int(self.max_iter or 1000))[0])
+
+    def _keep(self, found: Solution) -> None:
+        self.coef_, self.intercept_, self.gamma_ = found.coef, found.intercept, 0.0
+        self.n_iter_, self.notes_ = found.iterations, list(found.notes)
+        self.converged_ = not self.notes_
+
+    def _learn_by_reference(self, task: Task) -> None:
+        from sklearn.svm import LinearSVC
+
+        solver = LinearSVC(
+            C=self.penalty, tol=self.tolerance, max_iter=int(self.max_iter or 1000), random_state=0
         )
-        self.coef_, self.intercept_, self.gamma_ = solved.coef, solved.intercept, 0.0
-        self.n_iter_, self.notes_ = solved.iterations, solved.notes
+        rows = standardised(task.X, self._moments(task))
+        solved, self.notes_ = noted(lambda: solver.fit(rows, task.y))
+        self.coef_ = np.ascontiguousarray(solved.coef_, dtype=np.float64)
+        self.intercept_, self.gamma_ = np.atleast_1d(solved.intercept_).astype(np.float64), 0.0
+        self.n_iter_ = int(solved.n_iter_)
 
     def _learn_rbf(self, rows: Matrix, task: Task) -> None:
         from sklearn.svm import SVC
 
         self.gamma_ = self._gamma(task.columns)
         solver = SVC(
-            C=float(_RBF_C if self.C is None else self.C),
+            C=self.penalty,
             gamma=self.gamma_,
-            tol=float(_RBF_TOL if self.tol is None else self.tol),
+            tol=self.tolerance,
             max_iter=int(self.max_iter or -1),
             cache_size=500,
             random_state=0,  # decides nothing here, but without it the global generator would be drawn from

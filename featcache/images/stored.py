@@ -35,7 +35,11 @@ class FileDataset(Dataset):
         Raises:
             BadImageError: it has vanished, is no regular file, is too large or may not be read.
         """
-        return read_file(os.path.join(self._root, self._files[i]))  # noqa: PTH118 (a million times)
+        return read_file(self.file(i))
+
+    def file(self, i: int) -> str:
+        """Return the path of sample i."""
+        return os.path.join(self._root, self._files[i])  # noqa: PTH118 (a million times)
 
 
 class ArrayDataset(Dataset):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,10 @@ from featcache.images.decode import decode
 from featcache.store.cache import Cache
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from featcache.heads.base import Head
+    from featcache.inference.network import Whole
 
 Progress = Callable[[int, int], None]
 
@@ -62,7 +65,11 @@ class Predictor:
             classes=cache.classes,
         )
         self._codes = _codes(self.head, self.classes)
-        self.extractor = _extractor(cache, node, weights, device, progress)
+        self._network = _network(cache, weights, progress)
+        nodes = tuple(each for each in self.recipe.nodes if each.name == node)
+        self.extractor = Extractor(
+            self._network, nodes, self.recipe.preprocess, self.recipe.precision, device
+        )
 
     def __call__(self, images: Iterable[bytes | NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Return the probabilities (N, C) of images: encoded files' bytes, or uint8 (H, W), (H, W, 3).
@@ -104,6 +111,17 @@ class Predictor:
         proba[:, self._codes] = self.head.predict_proba(stored)
         return proba
 
+    def network(self, takes: str = "normalized") -> Whole:
+        """Return backbone and head as one torch module, see `featcache.inference.network.Whole`.
+
+        Raises:
+            HeadError: the head is of a kind that is no chain of layers.
+        """
+        from featcache.inference.network import Whole
+
+        node = next(each for each in self.recipe.nodes if each.name == self.node)
+        return Whole(self._network, node, self.recipe, self.head, self._codes, len(self.classes), takes)
+
 
 def _codes(head: Head, classes: tuple[str, ...]) -> NDArray[np.int64]:
     """Return which of the data set's classes the head's own are."""
@@ -113,9 +131,8 @@ def _codes(head: Head, classes: tuple[str, ...]) -> NDArray[np.int64]:
     return codes.astype(np.int64)
 
 
-def _extractor(
-    cache: Cache, node: str, weights: str | None, device: str, progress: Progress | None
-) -> Extractor:
+def _network(cache: Cache, weights: str | None, progress: Progress | None) -> nn.Module:
+    """Return the backbone with the weights that the cache's features were computed with."""
     recipe = cache.recipe
     choice = weight_files.resolve(recipe.backbone, weights or str(cache.record["request"]["weights"]))
     state, identity = weight_files.load(recipe.backbone, choice, progress)
@@ -126,6 +143,4 @@ def _extractor(
             f"got {identity.sha256[:12]}… ({identity.name}).",
             "Say where the right ones are with --weights.",
         )
-    network: Any = weight_files.assemble(recipe.backbone, state)
-    nodes = tuple(each for each in recipe.nodes if each.name == node)
-    return Extractor(network, nodes, recipe.preprocess, recipe.precision, device)
+    return weight_files.assemble(recipe.backbone, state)

@@ -13,14 +13,12 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, quantised, records, shard
+from featcache.store import claims, layout, quantised, records, shard
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
 if TYPE_CHECKING:
     from featcache.store.table import Table
-
-MAX_PLAN_BYTES = 256 * 1024 * 1024 * 1024
 
 
 class Cache:
@@ -46,8 +44,7 @@ class Cache:
         Raises:
             SpaceError, CacheError: it cannot be written.
         """
-        for folder in (path, path / records.SHARDS, path / records.COMMITS):
-            atomic.make_folder(folder)
+        _make_folders(path)
         if not (path / records.RECIPE).exists():
             data = plan.to_bytes()
             atomic.write(path / records.PLAN, data)
@@ -108,12 +105,15 @@ class Cache:
         """
         path, expected = self.path / records.PLAN, self.record["plan"]
         try:
-            data = records.read_regular(path, MAX_PLAN_BYTES)
+            data = records.read_regular(path, expected["bytes"])
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing.", self._mend()) from None
         if len(data) != expected["bytes"] or shard.hash_of(data) != expected["xxh3_128"]:
             raise DamagedError(f"{path} differs from what was written.", self._mend())
-        return Plan.from_bytes(data)
+        plan = Plan.from_bytes(data)
+        if not np.all((plan.labels >= -1) & (plan.labels < max(len(self.classes), 1))):
+            raise DamagedError(f"{path} names classes that there are not.", self._mend())
+        return plan
 
     def shards(self) -> list[ShardPlan]:
         """Return all planned shards in order."""
@@ -154,16 +154,18 @@ class Cache:
         Raises:
             SpaceError, CacheError: it cannot be written; nothing half-written is visible.
         """
+        _make_folders(self.path)
         status = np.zeros(len(part), dtype=np.uint8)
         status[[row - part.first for row, _ in bad]] = shard.BAD
-        arrays, extra = self._as_stored(features, status)
-        data = shard.build(arrays, self.plan.labels[part.first : part.stop], part.rows, status, extra)
-        digest = shard.hash_of(data)
+        stored, extra = self._as_stored(features, status)
+        labels = self.plan.labels[part.first : part.stop]
+        data = layout.pieces(shard.arrays(stored, labels, part.rows, status, extra))
+        digest = layout.hash_of(data)
         record = Commit(
             key=self.key,
             shard=part.name,
             file=f"{part.name}-{digest[:16]}.h5",
-            size=len(data),
+            size=sum(len(piece) for piece in data),
             xxh3_128=digest,
             first=part.first,
             last=part.stop - 1,
@@ -192,6 +194,8 @@ class Cache:
             raise CacheError(
                 f"{self.name} is not finished: {len(left)} shards are missing.", "Extract again."
             )
+        # The last record may be another process's, linked but not yet durable: the seal must not outlive it.
+        atomic.settle(self.path / records.COMMITS)
         commits = list(self.commits().values())
         seal = {
             "format": FORMAT,
@@ -206,6 +210,8 @@ class Cache:
         path = self.path / records.SEAL
         if not path.exists() or path.read_bytes() != data:
             atomic.write(path, data)
+        else:
+            atomic.settle(self.path)  # written by another process, perhaps a moment ago
         for folder in (self.path, self.path / records.SHARDS, self.path / records.COMMITS):
             atomic.sweep(folder)
         claims.forget(self.path)
@@ -231,12 +237,19 @@ class Cache:
             DamagedError: it is missing or differs from what was committed.
         """
         path = records.check_size(self.path, commit)
-        if shard.hash_of_file(path) != commit.xxh3_128:
-            raise DamagedError(
-                f"Shard {path} is damaged: its bytes differ from what was committed.",
-                self._mend(),
-            )
-        return shard.blocks(path, self.columns, self.recipe.store_dtype, commit.rows)
+        try:
+            found = shard.hash_of_file(path)
+        except OSError as error:
+            raise self._harmed(path, f"it cannot be read ({error.strerror or error})") from error
+        if found != commit.xxh3_128:
+            raise self._harmed(path, "its bytes differ from what was committed")
+        blocks = shard.blocks(path, self.columns, self.recipe.store_dtype, commit.rows)
+        rows = slice(commit.first, commit.last + 1)
+        if not np.array_equal(blocks["row"].map(), np.arange(rows.start, rows.stop)) or not np.array_equal(
+            blocks["label"].map(), self.plan.labels[rows]
+        ):
+            raise self._harmed(path, "its rows or labels are not those of the plan")
+        return blocks
 
     def verify(self) -> Iterator[tuple[ShardPlan, str]]:
         """Check every shard; yield (shard, what is wrong) for each, with "" for a good one."""
@@ -251,6 +264,9 @@ class Cache:
                 yield part, error.message
             else:
                 yield part, ""
+
+    def _harmed(self, path: Path, why: str) -> DamagedError:
+        return DamagedError(f"Shard {path} is damaged: {why}.", self._mend())
 
     def _mend(self) -> str:
         return f"Run: featcache verify {self.name} --repair."
@@ -281,3 +297,9 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
+
+
+def _make_folders(path: Path) -> None:
+    """Make the folders of a cache, or their names durable where another process has just made them."""
+    for folder in (path.parent, path, path / records.SHARDS, path / records.COMMITS):
+        atomic.make_folder(folder)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import io
 import math
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featcache.errors import DamagedError
 from featcache.images.sample import SPLITS
 from featcache.recipe import ITEMSIZES
+from featcache.store.arrays import unpack
 
 PAGE = 4096
 SHARD_BYTES = 64 * 1024 * 1024
@@ -90,14 +91,14 @@ class Plan:
             DamagedError: the bytes are no plan.
         """
         try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as stored:
-                plan = cls(
-                    ids=_names(stored["id_bytes"], stored["id_ends"]),
-                    labels=stored["label"],
-                    splits=stored["split"],
-                    hashes=stored["content_hash"],
-                )
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            stored: dict[str, NDArray[Any]] = unpack(data)
+            plan = cls(
+                ids=_names(stored["id_bytes"], stored["id_ends"]),
+                labels=stored["label"],
+                splits=stored["split"],
+                hashes=stored["content_hash"],
+            )
+        except (KeyError, ValueError) as error:
             raise DamagedError(f"plan.npz is damaged: {error}.", "Run: featcache verify --repair.") from error
         plan._check()
         return plan
@@ -112,6 +113,7 @@ class Plan:
             and self.hashes.shape == (n, 16)
             and self.hashes.dtype == np.uint8
             and bool(np.all(self.splits[1:] >= self.splits[:-1]))
+            and bool(np.all(self.splits < len(SPLITS)))
         )
         if not good:
             raise DamagedError(
@@ -120,8 +122,12 @@ class Plan:
 
 
 def _names(blob: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[str]:
-    data, starts = blob.tobytes(), [0, *ends[:-1].tolist()]
-    return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends.tolist(), strict=True)]
+    """Return the names; `ends` must rise to the end of the blob, or few bytes could make very many."""
+    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
+    if ends.dtype != np.int64 or ends.ndim != 1 or np.any(ends < starts) or ends[-1:].sum() != blob.size:
+        raise ValueError("the names do not lie one behind the other")
+    data, pairs = blob.tobytes(), zip(starts.tolist(), ends.tolist(), strict=True)
+    return [data[a:b].decode("utf-8", "surrogateescape") for a, b in pairs]
 
 
 def rows_of_shards(columns: int, store_dtype: str) -> int:

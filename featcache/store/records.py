@@ -6,7 +6,9 @@ a cache may come from anyone.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,6 +18,7 @@ from typing import Any
 
 from featcache.errors import CacheError, DamagedError
 from featcache.recipe import canonical_json, check_format, sha256_of
+from featcache.store import expected
 
 RECIPE = "recipe.json"
 PLAN = "plan.npz"
@@ -24,6 +27,10 @@ SHARDS = "shards"
 COMMITS = "commits"
 HEADS = "heads"
 
+# Neither does a link lead elsewhere nor a pipe hold us up.
+_READ_FLAGS = (
+    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+)
 MAX_RECORD_BYTES = 16 * 1024 * 1024
 SHARD_NAME = re.compile(r"(train|val|test)-\d{5,9}")
 FILE_NAME = re.compile(r"(train|val|test)-\d{5,9}-[0-9a-f]{16}\.h5")
@@ -78,18 +85,43 @@ def read(path: Path) -> dict[str, Any]:
     return record
 
 
+def read_as(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Read a record whose fields must be those of `featcache.store.expected`.
+
+    Raises:
+        DamagedError, FormatError, FileNotFoundError: as `read`, or a field is missing or malformed.
+    """
+    record = read(path)
+    if field := expected.wrong(record, fields):
+        raise _damaged(path, f"its field {field!r} is missing or malformed")
+    return record
+
+
 def read_regular(path: Path, limit: int) -> bytes:
     """Read a regular file of at most `limit` bytes; a link, a pipe or a device is refused.
 
     Raises:
         DamagedError: it is no regular file or larger than the limit.
+        CacheError: it may not be read, or the disk fails.
+        FileNotFoundError, NotADirectoryError: there is no such file.
     """
-    facts = path.lstat()
-    if not stat.S_ISREG(facts.st_mode):
-        raise _damaged(path, "it is not a regular file")
-    if facts.st_size > limit:
-        raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
-    return path.read_bytes()
+    try:
+        descriptor = os.open(path, _READ_FLAGS)
+        with open(descriptor, "rb", buffering=0) as file:
+            facts = os.fstat(descriptor)
+            if not stat.S_ISREG(facts.st_mode):
+                raise _damaged(path, "it is not a regular file")
+            if facts.st_size > limit:
+                raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise _damaged(path, "it is not a regular file") from error
+        raise CacheError(
+            f"Cannot read {path}: {error.strerror or error}.", "Check its permissions and the disk."
+        ) from error
 
 
 def _refuse_constant(name: str) -> None:
@@ -106,7 +138,7 @@ def _mend(path: Path) -> str:
         return "Move it away and run the same featcache extract again: it is made anew, the shards stay."
     if HEADS in path.parts:
         return "Train the head again."
-    folder = path.parent if path.name in (SEAL, PLAN) else path.parent.parent
+    folder = path.parent if path.name in (SEAL, PLAN, SHARDS, COMMITS) else path.parent.parent
     return f"Run: featcache verify {folder.name} --repair."
 
 
@@ -140,13 +172,14 @@ def read_commit(path: Path) -> Commit:
     Raises:
         DamagedError: it is damaged, belongs to another shard, or names a file outside the cache.
     """
-    record = read(path)
+    record = read_as(path, expected.COMMIT)
     record.pop("format")
     try:
-        record["bad"] = tuple((int(row), str(reason)) for row, reason in record["bad"])
-        commit = Commit(**record)
-    except (KeyError, TypeError, ValueError) as error:
+        commit = Commit(**{**record, "bad": tuple((row, reason) for row, reason in record["bad"])})
+    except TypeError as error:
         raise _damaged(path, f"it is no commit record ({error})") from error
+    if any(not commit.first <= row <= commit.last for row, _ in commit.bad):
+        raise _damaged(path, "it names bad rows of other shards")
     if commit.shard != path.stem or not SHARD_NAME.fullmatch(commit.shard):
         raise _damaged(path, f"it speaks of shard {commit.shard!r}")
     if commit.file != f"{commit.shard}-{commit.xxh3_128[:16]}.h5" or not FILE_NAME.fullmatch(commit.file):
@@ -182,17 +215,16 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     """
     path = folder / RECIPE
     try:
-        record = read(path)
+        record = read_as(path, expected.RECIPE)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise CacheError(
             f"No cache in {folder}: {RECIPE} is missing.", "featcache ls lists the caches."
         ) from error
-    try:
-        expected = cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"])
-        if record["key"] != expected:
-            raise _damaged(path, "its key is not that of its recipe and data set")
-    except (KeyError, TypeError) as error:
-        raise _damaged(path, f"a field is missing ({error})") from error
+    for name in (SHARDS, COMMITS):
+        if (folder / name).is_symlink():
+            raise _damaged(folder / name, "it is a link to elsewhere")
+    if record["key"] != cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"]):
+        raise _damaged(path, "its key is not that of its recipe and data set")
     return record
 
 
@@ -203,7 +235,7 @@ def read_seal(folder: Path) -> dict[str, Any] | None:
         DamagedError: the seal is damaged.
     """
     try:
-        return read(folder / SEAL)
+        return read_as(folder / SEAL, expected.SEAL)
     except FileNotFoundError:
         return None
 
@@ -238,6 +270,8 @@ def check_size(folder: Path, commit: Commit) -> Path:
         facts = path.lstat()
     except FileNotFoundError:
         raise _damaged(path, "the shard is missing") from None
+    except OSError as error:
+        raise _damaged(path, f"it cannot be looked at ({error.strerror})") from error
     if not stat.S_ISREG(facts.st_mode) or facts.st_size != commit.size:
         raise _damaged(path, f"it has {facts.st_size} bytes, {commit.size} were committed")
     return path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from featcache.errors import DamagedError
-from featcache.store.plan import PAGE
+from featcache.store import layout
 from featcache.store.quantised import OFFSET, SCALE, name_of
 
 OK, BAD = 0, 1  # the status codes of a row
@@ -39,14 +40,14 @@ class Block:
         return np.memmap(self.path, self.dtype, mode="r", offset=self.offset, shape=self.shape)
 
 
-def build(
+def arrays(
     features: Mapping[str, NDArray[np.floating] | NDArray[np.int8]],
     labels: NDArray[np.int64],
     rows: NDArray[np.int64],
     status: NDArray[np.uint8],
     extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
-) -> bytes:
-    """Return the bytes of a shard; equal arrays give equal bytes.
+) -> dict[str, NDArray[np.generic]]:
+    """Return the arrays of a shard by their names in the file, in the order they are written.
 
     Args:
         features: node → (n, D); with one node the data set is `features`, with several `features/<node>`.
@@ -55,27 +56,25 @@ def build(
         status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
         extra: scales and offsets of features in int8, by name.
     """
-    # The core driver with no backing store never touches the disk, where HDF5 can die by a signal when
-    # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x.
-    with h5py.File(
-        "shard",
-        "w",
-        driver="core",
-        backing_store=False,
-        libver=("v110", "v110"),
-        alignment_threshold=1,
-        alignment_interval=PAGE,
-    ) as file:
-        for node, array in features.items():
-            name = name_of(FEATURES, node, len(features) == 1)
-            file.create_dataset(name, data=np.ascontiguousarray(array))
-        for name, values in extra.items():
-            file.create_dataset(name, data=values)
-        file.create_dataset("label", data=labels.astype(np.int64))
-        file.create_dataset("row", data=rows.astype(np.int64))
-        file.create_dataset("status", data=status.astype(np.uint8))
-        file.flush()
-        return bytes(file.id.get_file_image())
+    named: dict[str, NDArray[np.generic]] = {
+        name_of(FEATURES, node, len(features) == 1): np.ascontiguousarray(array)
+        for node, array in features.items()
+    }
+    named.update(extra)
+    named["label"], named["row"] = labels.astype(np.int64), rows.astype(np.int64)
+    named["status"] = status.astype(np.uint8)
+    return named
+
+
+def build(
+    features: Mapping[str, NDArray[np.floating] | NDArray[np.int8]],
+    labels: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    status: NDArray[np.uint8],
+    extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
+) -> bytes:
+    """Return the bytes of a shard as HDF5 writes it; equal arrays give equal bytes. Arguments as `arrays`."""
+    return layout.write(arrays(features, labels, rows, status, extra))
 
 
 def hash_of(data: bytes | memoryview) -> str:
@@ -83,20 +82,24 @@ def hash_of(data: bytes | memoryview) -> str:
     return xxhash.xxh3_128_hexdigest(data)
 
 
-_verified: dict[tuple[str, int, int, int], str] = {}
+_SETTLED_NS = 2_000_000_000  # a file changed twice within the clock's grain keeps its times
+_verified: dict[tuple[str, int, int, int, int, int], str] = {}
 
 
 def hash_of_file(path: Path) -> str:
-    """Return the xxh3-128 of a file; remembered in this process by size, modification time and inode."""
+    """Return the xxh3-128 of a file; remembered in this process by size, times, inode once it is at rest."""
     facts = path.stat()
-    key = (str(path), facts.st_size, facts.st_mtime_ns, facts.st_ino)
-    if key not in _verified:
-        digest = xxhash.xxh3_128()
-        with open(path, "rb", buffering=0) as file:
-            while piece := file.read(8 << 20):
-                digest.update(piece)
+    times = (facts.st_mtime_ns, facts.st_ctime_ns)
+    key = (str(path), facts.st_size, *times, facts.st_ino, facts.st_dev)
+    if key in _verified:
+        return _verified[key]
+    digest = xxhash.xxh3_128()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(8 << 20):
+            digest.update(piece)
+    if max(times) < time.time_ns() - _SETTLED_NS:
         _verified[key] = digest.hexdigest()
-    return _verified[key]
+    return digest.hexdigest()
 
 
 def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dict[str, Block]:
@@ -123,9 +126,11 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
     size = path.stat().st_size
     try:
         with h5py.File(path, "r", locking=False) as file:
+            if file.userblock_size:
+                raise _damaged(path, "something stands before its beginning")
             _check_names(file, expected, path)
             found = {name: _block(file, name, path, size, *spec) for name, spec in expected.items()}
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError, OverflowError) as error:
         raise _damaged(path, f"it is no shard ({error})") from error
     return found
 

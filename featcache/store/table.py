@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featcache.errors import CacheError, OptionError
 from featcache.images.sample import SPLITS
 from featcache.images.splits import validation_split
+from featcache.selection import Selection
 from featcache.store.cache import Cache
 from featcache.store.mapping import one_array
 from featcache.store.plan import Plan
@@ -37,6 +38,7 @@ class Table:
     split: str
     node: str
     plan: Plan = field(repr=False)
+    budget: int | None = None  # bytes of the features that may be in memory; None: as many as there is room
 
     def __len__(self) -> int:
         return len(self.index)
@@ -50,6 +52,11 @@ class Table:
 
     def _rows(self, rows: slice | NDArray[np.int64]) -> NDArray[Any] | QuantisedRows:
         return self.base.part(rows) if isinstance(self.base, QuantisedRows) else self.base[rows]
+
+    @property
+    def selection(self) -> Selection:
+        """The features without a copy of them: an array (N, D) to all that reads rows block by block."""
+        return Selection(self.base, self.index, self.budget)
 
     @property
     def columns(self) -> int:

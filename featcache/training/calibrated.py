@@ -16,7 +16,7 @@ def calibrate(head: Head, val: Table) -> tuple[dict[str, Any], list[str]]:
 
     The record has `temperature`, `val` (ece_before and ece_after, 0..1) and `test`, None until `add_test`.
     """
-    found = head.calibrate(val.X, val.y)
+    found = head.calibrate(val.selection, val.y)
     record = {
         "temperature": found.temperature,
         "val": {"ece_before": found.ece_before, "ece_after": found.ece_after},

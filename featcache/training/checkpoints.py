@@ -44,7 +44,7 @@ def latest(folder: Path) -> TrainingState | None:
     for path in reversed(found):
         try:
             data = records.read_regular(path, MAX_BYTES)
-            return TrainingState(packing.arrays_of(data), packing.meta_of(data, FORMAT))
+            return TrainingState(packing.arrays_of(data, old=False), packing.meta_of(data, FORMAT))
         except (HeadError, DamagedError):
             continue  # the one before loses an epoch, not the run
     if found:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -44,6 +44,7 @@ class Training:
     test: bool = False
     keep_checkpoints: int = 0
     calibrate: bool = False
+    memory_budget: int | None = None  # bytes of features in memory; None: as there is room
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that `cache.table` takes."""
@@ -137,8 +138,8 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
     begin = time.perf_counter()
-    validation = {} if val is None else {"X_val": val.X, "y_val": val.y}
-    head.fit(table.X, table.y, **validation, **hooks)
+    validation: dict[str, Any] = {} if val is None else {"X_val": val.selection, "y_val": val.y}
+    head.fit(table.selection, table.y, **validation, **hooks)
     seconds = time.perf_counter() - begin
     facts = facts_of(cache, training, run, head, table, seconds)
     if training.calibrate and val is not None:
@@ -159,10 +160,14 @@ def read_tables(cache: Cache, training: Training) -> tuple[Table, Table | None]:
         CacheError: the cache is not finished or has no training rows.
         DamagedError: a shard differs from what was committed.
     """
-    table = cache.table("train", **training.split_options())
+
+    def read(split: str) -> Table:
+        return replace(cache.table(split, **training.split_options()), budget=training.memory_budget)
+
+    table = read("train")
     if not has_split(cache, "val", training.val_fraction):
         return table, None
-    return table, cache.table("val", **training.split_options())
+    return table, read("val")
 
 
 def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState | None) -> dict[str, Any]:

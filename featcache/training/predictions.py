@@ -46,7 +46,7 @@ class Prediction:
 def predict(head: Head, table: Table) -> Prediction:
     """Return the head's probabilities on a table."""
     begin = time.perf_counter()
-    known = head.predict_proba(table.X)
+    known = head.predict_proba(table.selection)
     return _prediction(head, table, known, time.perf_counter() - begin)
 
 
@@ -57,7 +57,7 @@ def predict_all(heads: Sequence[Head], table: Table) -> list[Prediction]:
         HeadError: they do not standardise alike (see `probabilities_of`).
     """
     begin = time.perf_counter()
-    known = probabilities_of(heads, table.X)
+    known = probabilities_of(heads, table.selection)
     share = (time.perf_counter() - begin) / max(1, len(heads))
     return [_prediction(head, table, proba, share) for head, proba in zip(heads, known, strict=True)]
 

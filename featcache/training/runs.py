@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import DamagedError, FeatcacheError, RunError
 from featcache.recipe import FORMAT
-from featcache.store import records
+from featcache.store import expected, records
+from featcache.store.arrays import unpack
 from featcache.store.folders import caches_in
 
 RUN = "run.json"
@@ -93,7 +94,7 @@ def read_run(folder: Path) -> dict[str, Any]:
         DamagedError, FormatError: its record is damaged or of an unknown format.
     """
     try:
-        return records.read(folder / RUN)
+        return records.read_as(folder / RUN, expected.RUN)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"No finished run in {folder}: {RUN} is missing.", "featcache runs lists them."
@@ -125,8 +126,13 @@ def read_predictions(folder: Path, record: Mapping[str, Any]) -> dict[str, NDArr
     found: dict[str, NDArray[Any]] = {}
     for name in (PREDICTIONS, TEST_PREDICTIONS):
         if name in record["files"]:
-            with np.load(io.BytesIO(read_file(folder, record, name)), allow_pickle=False) as stored:
-                found |= {key.replace("__", "/"): stored[key] for key in stored.files}
+            try:
+                stored = unpack(read_file(folder, record, name))
+            except ValueError as error:
+                raise DamagedError(
+                    f"{folder / name} is damaged: {error}.", "Train the head again."
+                ) from error
+            found |= {key.replace("__", "/"): array for key, array in stored.items()}
     return found
 
 

@@ -193,7 +193,7 @@ class _Trainer:
         self._tell(1)
         begin = time.perf_counter()
         try:
-            member.head.fit(table.X, table.y, val.X, val.y)
+            member.head.fit(table.selection, table.y, val.selection, val.y)
         except HeadError as error:
             member.failure = str(error)
         else:
@@ -204,7 +204,7 @@ class _Trainer:
     def _together(self, todo: Sequence[_Member], table: Table, val: Table) -> int:
         from featcache.heads.batched import check_data, fit_together  # torch
 
-        data = check_data(table.X, table.y, val.X, val.y)
+        data = check_data(table.selection, table.y, val.selection, val.y)
         batches = list(_batches(todo, table.columns, len(data.classes), self.asked.memory))
         for batch in batches:
             heads = [_network(member.head) for member in batch]

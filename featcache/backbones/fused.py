@@ -1,0 +1,169 @@
+"""Convolution, bias, addition and ReLU in one kernel: an fx pass over the cut network, for GPUs.
+
+Between two convolutions a network reads and writes each map several times just to add a bias, a shortcut
+and to cut off what is negative. cuDNN does all of it while the result of the convolution is still in
+registers (`torch.cudnn_convolution_relu`, `torch.cudnn_convolution_add_relu`), without a compiler and
+rounding once instead of up to three times. Where cuDNN refuses a shape, the same arithmetic runs in steps.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional
+
+from featcache.backbones.pool_kernel import can_pool, max_pool
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_RELUS = (functional.relu, torch.relu, functional.relu_, torch.relu_)
+
+
+class FusedConvolution(nn.Module):
+    """A convolution with bias, an addend if one is given, and ReLU: relu(conv(x) + bias + addend).
+
+    Args:
+        conv: its weight is shared, not copied.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight = conv.weight
+        bias = conv.bias
+        self.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]) if bias is None else bias.detach())
+        self.bias.requires_grad_(False)
+        self.stride, self.padding = conv.stride, tuple(int(side) for side in conv.padding)
+        self.dilation, self.groups = conv.dilation, conv.groups
+        self.refused = False
+
+    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        """Return the map (B, C, H, W) of x; `addend` has its shape."""
+        if x.is_cuda and not self.refused:
+            try:
+                return self._in_one(x, addend)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # cuDNN has no such kernel for this shape, dtype or card
+                self.refused = True
+        return self._in_steps(x, addend)
+
+    def _in_one(self, x: Tensor, addend: Tensor | None) -> Tensor:
+        places = (self.stride, self.padding, self.dilation, self.groups)
+        if addend is None:
+            return torch.cudnn_convolution_relu(x, self.weight, self.bias, *places)
+        return torch.cudnn_convolution_add_relu(x, self.weight, addend, 1.0, self.bias, *places)
+
+    def _in_steps(self, x: Tensor, addend: Tensor | None) -> Tensor:
+        places = (self.stride, self.padding, self.dilation, self.groups)
+        out = functional.conv2d(x, self.weight, self.bias, *places)
+        return (out if addend is None else out.add_(addend)).relu_()
+
+
+class Pooling(nn.Module):
+    """The max pooling of a network, by one kernel where there is a GPU and Triton."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        self.places: dict[str, Any] = {name: getattr(pool, name) for name in names}
+        self.refused = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pooled map (B, C, H', W') of x (B, C, H, W)."""
+        if not self.refused and can_pool(x, self.places):
+            try:
+                return max_pool(x, self.places)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # a compiler raises anything: no C compiler, a card too old
+                self.refused = True
+        pooled: Tensor = functional.max_pool2d(x, **self.places)
+        return pooled
+
+
+def replace_pooling(body: fx.GraphModule) -> int:
+    """Replace every max pooling of a cut network, in place; return how many."""
+    found = 0
+    for node in [node for node in body.graph.nodes if node.op == "call_module"]:
+        module: Any = body.get_submodule(str(node.target))
+        if type(module) is nn.MaxPool2d and not module.return_indices:
+            node.target = f"pooling_{found}"
+            body.add_submodule(node.target, Pooling(module))
+            found += 1
+    body.delete_all_unused_submodules()
+    body.recompile()
+    return found
+
+
+def fuse(body: fx.GraphModule) -> int:
+    """Replace every conv → relu and conv → add → relu of a cut network by one module; return how many.
+
+    A convolution or sum that something else reads too, such as a node asked for, is left alone.
+    """
+    names = iter(range(len(body.graph.nodes)))
+    found = 0
+    for relu in [node for node in body.graph.nodes if _is_relu(body, node)]:
+        source = relu.all_input_nodes[0]
+        if _is_sum(source) and len(source.users) == 1:
+            found += _fuse_sum(body, source, relu, names)
+        elif _fits(body, source):
+            _put(body, source, relu, (), names)
+            found += 1
+    body.graph.lint()
+    body.delete_all_unused_submodules()
+    body.recompile()
+    return found
+
+
+def _fuse_sum(body: fx.GraphModule, total: fx.Node, relu: fx.Node, names: Any) -> int:
+    order = {node: place for place, node in enumerate(body.graph.nodes)}
+    terms = [term for term in total.args if isinstance(term, fx.Node)]
+    convolutions = [term for term in terms if _fits(body, term)]
+    if len(terms) != 2 or terms[0] is terms[1] or not convolutions:
+        return 0
+    conv = max(convolutions, key=lambda node: order[node])  # the shortcut's own convolution comes first
+    other = terms[0] if conv is terms[1] else terms[1]
+    _put(body, conv, relu, (other,), names)
+    body.graph.erase_node(total)
+    body.graph.erase_node(conv)
+    return 1
+
+
+def _put(
+    body: fx.GraphModule, conv: fx.Node, relu: fx.Node, addends: tuple[fx.Node, ...], names: Any
+) -> None:
+    """Compute conv, addition and ReLU where the ReLU was."""
+    name = f"fused_{next(names)}"
+    module: Any = body.get_submodule(str(conv.target))
+    body.add_submodule(name, FusedConvolution(module))
+    with body.graph.inserting_before(relu):
+        fused = body.graph.call_module(name, (conv.args[0], *addends))
+    relu.replace_all_uses_with(fused)
+    body.graph.erase_node(relu)
+    if not addends:
+        body.graph.erase_node(conv)
+
+
+def _is_relu(body: fx.GraphModule, node: fx.Node) -> bool:
+    if len(node.all_input_nodes) != 1:
+        return False
+    if node.op == "call_module":
+        return isinstance(body.get_submodule(str(node.target)), nn.ReLU)
+    return (node.op == "call_function" and node.target in _RELUS) or (
+        node.op == "call_method" and node.target in ("relu", "relu_")
+    )
+
+
+def _is_sum(node: fx.Node) -> bool:
+    # Of a sum with a factor (`alpha`), or one of a map and a number, nothing is fused.
+    plain = len(node.args) == 2 and not node.kwargs
+    return plain and node.op == "call_function" and node.target in _ADDITIONS
+
+
+def _fits(body: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op != "call_module" or len(node.users) != 1 or len(node.args) != 1:
+        return False
+    module = body.get_submodule(str(node.target))
+    return type(module) is nn.Conv2d and module.padding_mode == "zeros" and isinstance(module.padding, tuple)

@@ -1,0 +1,32 @@
+"""The runtimes by name."""
+
+from __future__ import annotations
+
+from featcache.backbones.runtimes.base import Body, Work
+from featcache.backbones.runtimes.compiled import CompiledBody
+from featcache.backbones.runtimes.eager import EagerBody
+from featcache.backbones.runtimes.openvino import OpenVinoBody
+from featcache.errors import BackboneError, OptionError, unknown
+
+RUNTIMES: dict[str, type[Body]] = {kind.name: kind for kind in (EagerBody, CompiledBody, OpenVinoBody)}
+
+
+def make(name: str, work: Work) -> Body:
+    """Return the network ready in a runtime.
+
+    Raises:
+        OptionError: the runtime is unknown, or cannot do such work on this machine.
+        BackboneError: it cannot run this network.
+    """
+    if name not in RUNTIMES:
+        raise unknown("runtime", name, ("auto", *RUNTIMES))
+    why = RUNTIMES[name].absent(work)
+    if why:
+        raise OptionError(f"The runtime {name} cannot be used here: {why}.", "Use --runtime torch or auto.")
+    try:
+        return RUNTIMES[name](work)
+    except Exception as error:  # exporters and compilers raise anything
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise BackboneError(
+            f"The runtime {name} cannot run this backbone: {reason}.", "Use --runtime torch or auto."
+        ) from error

@@ -1,0 +1,99 @@
+"""Room for the pixels of a few batches, used again and again; processes that decode share it."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pin = Callable[[NDArray[np.uint8]], Callable[[], None]]
+"""Makes memory quick to copy to a device; what it returns takes that back."""
+
+Shape = tuple[int, int]
+"""Height and width."""
+
+
+def can_share() -> bool:
+    """Whether this system has memory that another process can be handed."""
+    return hasattr(os, "memfd_create")
+
+
+class Memory:
+    """A block of memory; its pages exist from when they are first touched.
+
+    Args:
+        size: in bytes.
+        shared: whether other processes get at it, by the descriptor `handle`.
+    """
+
+    def __init__(self, size: int, shared: bool = False) -> None:
+        self.size, self.handle = size, -1
+        if shared:
+            self.handle = os.memfd_create("featcache-pixels")
+            os.ftruncate(self.handle, size)
+        self.bytes = np.frombuffer(mmap.mmap(self.handle, size), dtype=np.uint8)
+
+    def close(self) -> None:
+        """Give the memory up; it goes when no array lies in it any more."""
+        self.bytes = np.empty(0, dtype=np.uint8)
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+
+@dataclass(frozen=True)
+class Room:
+    """Room for one batch: `pixels` (n, H, W, 3), which begin at byte `at` of the memory."""
+
+    pixels: NDArray[np.uint8]
+    at: int
+
+
+class Ring:
+    """Rooms for batches of images of one size.
+
+    Args:
+        memory: where they are.
+        begin: their first byte in it.
+        shape: height and width of an image.
+        images: the most in a batch.
+        count: of rooms.
+        pin: called with the memory of all rooms when the first is taken.
+    """
+
+    def __init__(
+        self, memory: Memory, begin: int, shape: Shape, images: int, count: int, pin: Pin | None = None
+    ) -> None:
+        self.shape, self._memory, self._pin = shape, memory, pin
+        self._step = ring_bytes(shape, images, 1)
+        self._range = slice(begin, begin + count * self._step)
+        self._free = [begin + number * self._step for number in range(count)]
+        self._unpin: Callable[[], None] | None = None
+
+    def take(self, images: int) -> Room:
+        """Return room for so many images."""
+        if self._pin is not None and self._unpin is None:
+            self._unpin = self._pin(self._memory.bytes[self._range])
+        at, (height, width) = self._free.pop(), self.shape
+        pixels = self._memory.bytes[at : at + images * height * width * 3]
+        return Room(pixels.reshape(images, height, width, 3), at)
+
+    def give(self, room: Room) -> None:
+        """Take room back that nobody reads any more."""
+        self._free.append(room.at)
+
+    def close(self) -> None:
+        """Unpin the memory."""
+        if self._unpin is not None:
+            self._unpin()
+            self._unpin = None
+
+
+def ring_bytes(shape: Shape, images: int, count: int) -> int:
+    """Return the bytes of a ring, whole pages a room."""
+    step = images * shape[0] * shape[1] * 3
+    return count * (-(-step // mmap.PAGESIZE) * mmap.PAGESIZE)

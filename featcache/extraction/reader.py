@@ -1,0 +1,185 @@
+"""The reader: images of planned rows, decoded a few batches ahead of their use."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.backbones.preprocess import fit
+from featcache.errors import BadImageError
+from featcache.extraction.decoding import Decoded, Fitting, Processes, Threads, raise_if_changed
+from featcache.extraction.pixels import Memory, Pin, Ring, Room, Shape, can_share, ring_bytes
+from featcache.images.dataset import Dataset
+from featcache.recipe import Preprocess
+from featcache.store.plan import ShardPlan
+
+PREFETCH = 3  # batches being decoded ahead of the backbone, at least
+MANY = 4096  # images for which starting processes pays
+
+Bad = tuple[int, str]
+
+
+@dataclass
+class Batch:
+    """Rows of one shard on their way: their pixels, and those that could not be read."""
+
+    part: ShardPlan
+    first: int
+    stop: int
+    room: Room
+    ring: Ring
+    tasks: list[tuple[int, Future[Decoded]]] = field(default_factory=list)  # (first row, …)
+    bad: list[Bad] = field(default_factory=list)
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """(B, crop, crop, 3), or (B, H, W, 3) of the images' own size."""
+        return self.room.pixels
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How images are read.
+
+    Attributes:
+        batch_size: images a batch at most.
+        workers: threads or processes that decode, one for each core where None.
+        max_pixels: larger images count as unreadable.
+        own_size: whether small images, all of one size, may come as they are, to be resized on the device.
+        processes: whether images in files are decoded by processes where there are many; None: by threads.
+        after: batches that are kept after they were yielded.
+        pin: makes the pixels' memory quick to copy to the device.
+    """
+
+    batch_size: int
+    workers: int | None
+    max_pixels: int
+    own_size: bool = False
+    processes: bool = False
+    after: int = 1
+    pin: Pin | None = None
+
+
+class Reader:
+    """Decodes the images of planned rows, a few batches ahead of their use.
+
+    Args:
+        dataset: its row numbers are those of the plan.
+        preprocess: how an image is fitted to the backbone's input.
+        how: see there.
+    """
+
+    def __init__(self, dataset: Dataset, preprocess: Preprocess, how: Reading) -> None:
+        self.dataset, self.how = dataset, how
+        self.fitting = Fitting(preprocess, how.max_pixels)
+        workers = how.workers or cores()
+        self._processes = how.processes and workers > 1 and can_share() and _in_files(dataset)
+        task = Processes.images if self._processes else Threads.images
+        self._ahead = max(PREFETCH, -(-2 * workers * task // how.batch_size))
+        self._own = self._common_size() if how.own_size else None
+        self._memory, self._rings = self._room()
+        self._decoder: Threads | Processes = (
+            Processes(dataset, self.fitting, self._memory, workers)
+            if self._processes
+            else Threads(dataset, self.fitting)
+        )
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+
+    @property
+    def shape(self) -> Shape:
+        """The size, height and width, in which images come first."""
+        return self._own or self.fitting.shape()
+
+    def batches(self, parts: Iterator[ShardPlan]) -> Iterator[Batch]:
+        """Yield the batches of the shards in order, decoded; give each back when its pixels were read.
+
+        Raises:
+            DatasetError: an image changed since the plan was made.
+        """
+        ahead: deque[Batch] = deque()
+        for part in parts:
+            for first in range(part.first, part.stop, self.how.batch_size):
+                ahead.append(self._start(part, first, min(first + self.how.batch_size, part.stop)))
+                if len(ahead) > self._ahead:
+                    yield self._ready(ahead.popleft())
+        while ahead:
+            yield self._ready(ahead.popleft())
+
+    def give(self, batch: Batch) -> None:
+        """Take back a batch whose pixels nobody reads any more."""
+        batch.ring.give(batch.room)
+
+    def close(self) -> None:
+        """Stop the threads and processes; what has not begun is dropped."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        self._decoder.close()
+        for ring in self._rings.values():
+            ring.close()
+        self._memory.close()
+
+    def _room(self) -> tuple[Memory, dict[bool, Ring]]:
+        """Return rings for fitted images (True) and for images of their own size (False)."""
+        size, count = self.how.batch_size, self._ahead + 1 + self.how.after
+        shapes = {True: self.fitting.shape()} | ({} if self._own is None else {False: self._own})
+        lengths = {fitted: ring_bytes(shape, size, count) for fitted, shape in shapes.items()}
+        memory = Memory(sum(lengths.values()), self._processes)
+        begins = {True: 0, False: lengths[True]}
+        rings = {
+            fitted: Ring(memory, begins[fitted], shape, size, count, self.how.pin)
+            for fitted, shape in shapes.items()
+        }
+        return memory, rings
+
+    def _start(self, part: ShardPlan, first: int, stop: int) -> Batch:
+        """Begin to decode the images of some rows."""
+        ring = self._rings[self._own is None]
+        batch = Batch(part, first, stop, ring.take(stop - first), ring)
+        step, fitted = self._decoder.images, ring is self._rings[True]
+        for begin in range(first, stop, step):
+            rows = begin, min(begin + step, stop)
+            task = self.pool.submit(self._decoder.decode, *rows, batch.room, begin - first, fitted)
+            batch.tasks.append((begin, task))
+        return batch
+
+    def _ready(self, batch: Batch) -> Batch:
+        """Wait until all images are decoded."""
+        for begin, task in batch.tasks:
+            decoded = task.result()
+            raise_if_changed(decoded, self.dataset, begin)
+            if decoded.odd:
+                return self._again(batch)
+            batch.bad += [(begin + place, why) for place, why in decoded.bad]
+        return batch
+
+    def _again(self, batch: Batch) -> Batch:
+        """The images are not all of one size: fit them here, these and all that follow."""
+        self._own = None
+        for _, task in batch.tasks:
+            task.result()  # nobody writes to its room any more
+        self.give(batch)
+        return self._ready(self._start(batch.part, batch.first, batch.stop))
+
+    def _common_size(self) -> Shape | None:
+        """Return the size of the first image, if images of that size are smaller than fitted ones."""
+        try:
+            image = self.dataset.image(0, self.how.max_pixels)
+            fit(image, self.fitting.preprocess)
+        except (BadImageError, IndexError):
+            return None
+        height, width, _ = image.shape
+        return (height, width) if height * width < self.fitting.preprocess.crop**2 else None
+
+
+def _in_files(dataset: Dataset) -> bool:
+    return len(dataset) >= MANY and dataset.file(0) is not None
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,167 @@
+"""Several devices at once: one process each, which share the shards of one cache by claims."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Any
+
+from featcache import errors
+from featcache.backbones.devices import resolve_device
+from featcache.errors import CacheError, FeatcacheError
+from featcache.extraction.reader import cores
+from featcache.extraction.request import Request, Settings
+from featcache.progress import Progress, silent
+from featcache.store.cache import Cache
+
+Message = dict[str, Any]
+
+
+def devices_of(device: str) -> list[str]:
+    """Return the devices that a setting names, resolved: "cuda:0,cuda:1" → two.
+
+    Raises:
+        OptionError: one is unknown or not there.
+    """
+    return [resolve_device(name.strip()) for name in device.split(",")]
+
+
+def run(cache: Cache, request: Request, settings: Settings, progress: Progress = silent) -> int:
+    """Extract what a cache still lacks on all devices of the settings; return the number of images embedded.
+
+    Raises:
+        FeatcacheError: what the first process that could not go on said; the others are stopped, and
+            nothing that was committed is lost.
+        CacheError: all processes ended and shards are missing.
+    """
+    names = devices_of(settings.device)
+    share = settings.workers or max(1, cores() // len(names))
+    # They start together, so none could go on with what another has chosen.
+    runtime = "torch" if settings.runtime == "auto" else settings.runtime
+    each = [replace(settings, device=name, workers=share, runtime=runtime) for name in names]
+    processes = [_started(cache, request, one) for one in each]
+    heard: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    listeners = [threading.Thread(target=_listen, args=(one, heard), daemon=True) for one in processes]
+    for listener in listeners:
+        listener.start()
+    try:
+        images = _follow(cache, heard, len(processes), progress)
+    finally:
+        for process in processes:
+            process.kill()  # all are done, or one has said why it cannot go on
+            process.wait()
+        for listener in listeners:
+            listener.join()
+    if cache.todo():
+        codes = ", ".join(f"{name}: {one.returncode}" for name, one in zip(names, processes, strict=True))
+        raise CacheError(
+            f"The processes on {settings.device} ended before {cache.name} was finished ({codes}).",
+            "Run the same command again: it goes on where it stopped.",
+        )
+    return images
+
+
+def _follow(cache: Cache, heard: queue.SimpleQueue[Message], left: int, progress: Progress) -> int:
+    """Tell the progress of all processes until the last has ended."""
+    total = cache.plan.counts()
+    todo = cache.todo()
+    done = {
+        split: count - sum(len(part) for part in todo if part.name.startswith(split))
+        for split, count in total.items()
+    }
+    images = 0
+    while left:
+        message = heard.get()
+        if "error" in message:
+            raise _error(*message["error"])
+        if "ended" in message:
+            left -= 1
+        else:
+            split, more = message["split"], message["more"]
+            images, done[split] = images + more, min(done[split] + more, total[split])
+            progress(split, done[split], total[split])
+    return images
+
+
+def _started(cache: Cache, request: Request, settings: Settings) -> subprocess.Popen[str]:
+    package = str(Path(__file__).parents[2])
+    paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "featcache.extraction.several"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
+    task = {"cache": str(cache.path), "request": request.to_dict(), "settings": plain}
+    with _pipe(process.stdin) as stream:
+        json.dump(task, stream)
+    return process
+
+
+def _listen(process: subprocess.Popen[str], heard: queue.SimpleQueue[Message]) -> None:
+    with _pipe(process.stdout) as stream:
+        for line in stream:
+            heard.put(json.loads(line))
+    heard.put({"ended": True})
+
+
+def _pipe(stream: IO[str] | None) -> IO[str]:
+    if stream is None:
+        raise ValueError("The process was started without pipes.")
+    return stream
+
+
+def _error(kind: str, message: str, hint: str) -> FeatcacheError:
+    """Return the error that a process met, as if it had been met here."""
+    known: type[FeatcacheError] = getattr(errors, kind, FeatcacheError)
+    return known(message, hint)
+
+
+def work(task: Message, out: IO[str]) -> None:
+    """Extract on one device, telling `out` in lines of JSON what is done, or why it cannot be."""
+
+    def tell(message: Message) -> None:
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    try:
+        _extract(task, tell)
+    except FeatcacheError as error:
+        tell({"error": [type(error).__name__, error.message, error.hint]})
+
+
+def _extract(task: Message, tell: Any) -> None:
+    from featcache.extraction.extract import compute, open_job, source_of
+    from featcache.extraction.runtime import take_runtime
+
+    plain = task["settings"]
+    folders = {name: Path(plain[name]) for name in ("features_dir", "data_dir")}
+    settings = Settings(**{**plain, **folders})
+    request, cache = Request.from_dict(task["request"]), Cache(task["cache"])
+    job = open_job(request, source_of(request, settings), silent)
+    if job.key != cache.key:
+        raise CacheError(f"The images changed while {cache.name} was being made.", "Run the command again.")
+    before: dict[str, int] = {}
+
+    def progress(split: str, done: int, total: int) -> None:
+        """Tell what was done since the last time; the first time says where it began."""
+        more = done - before.setdefault(split, done)
+        before[split] = done
+        tell({"split": split, "more": more})
+
+    extractor = job.extractor(settings.device)
+    images = sum(len(part) for part in cache.todo())
+    take_runtime(job, extractor, settings, images, cache.path.name)
+    compute(cache, job, extractor, settings, progress)
+
+
+if __name__ == "__main__":
+    work(json.load(sys.stdin), sys.stdout)

@@ -1,0 +1,133 @@
+"""What the rows say about the curvature of a linear problem: the second moments of their columns, in short.
+
+With Z the standardised rows, G = Z'Z / N bounds every linear problem's second derivatives: those of logistic
+regression are at most ½ (I - 11'/C) ⊗ G (Böhning, Multinomial logistic regression algorithm, 1992), those of
+the squared hinge 2 G, and mostly a fraction of that. One look at G serves all penalties and classes. Narrow
+tables take its eigenvectors; wide ones the largest of them, from a random sketch (Frangella, Tropp and Udell,
+Randomized Nyström preconditioning, SIAM J. Matrix Anal. Appl. 2023).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featcache.heads.passes import Passes
+from featcache.heads.precision import Precision
+from featcache.heads.scaling import row_blocks
+
+_WHOLE = 1024  # columns up to which all eigenvectors are taken
+_SKETCH = 192  # directions of a sketch
+_BLOCK, _BLOCK_ROWS = 1 << 20, 256  # values and rows that are looked at side by side
+_SCALES, _BISECTIONS = (1e-6, 2.0), 20
+_ROWS_A_DIRECTION = 16  # that are looked at, where there are as many
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """G in short: eigenvectors (D, r) with values (r,), and `rest`, the value of all other directions."""
+
+    vectors: Tensor
+    values: Tensor
+    rest: float
+
+    def solve(
+        self, gradient: Tensor, scale: Tensor, rest: Tensor, penalty: Tensor, intercept: Tensor
+    ) -> Tensor:
+        """Return (scale · G + penalty)^-1 times gradients (P, C, D + 1), for problems' scales, … (P,).
+
+        Outside the eigenvectors 1 / rest is taken, `rest` (P,) a curvature with its penalty. The last column
+        is the intercept's, of second moment 1 and with a penalty (P,) of its own.
+        """
+        short = 1 / (scale[:, None] * self.values + penalty[:, None]) - (1 / rest)[:, None]
+        weights = gradient[..., :-1]
+        along = (weights.to(self.vectors.dtype) @ self.vectors) * short[:, None].to(self.vectors.dtype)
+        found = (along @ self.vectors.t()).to(gradient.dtype)
+        found += weights / rest[:, None, None].to(gradient.dtype)
+        last = gradient[..., -1:] / (scale + intercept)[:, None, None].to(gradient.dtype)
+        return torch.cat([found, last], 2)
+
+    def fit(
+        self, step: Tensor, turn: Tensor, rest: Tensor, penalty: Tensor, intercept: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the scales and rests (P,) with which `solve` turns changes of gradients into the steps.
+
+        That is, for steps and what they changed (P, C, D + 1), into some whose product with the change is the
+        steps' own, within the eigenvectors and outside; outside it is `rest` where that says nothing.
+        """
+        own, changed = (each[..., :-1].to(self.vectors.dtype) @ self.vectors for each in (step, turn))
+        inside, along = _sum(own * changed), changed.double().square().sum(dim=1)
+        outside = _sum(step[..., :-1] * turn[..., :-1]) - inside
+        others = _sum(turn[..., :-1].square()) - along.sum(dim=1)
+        says = (outside > 0) & (others > 0)
+        rest = torch.where(says, torch.maximum(others / outside, penalty), rest)
+        last, product = _sum(turn[..., -1:].square()), inside + _sum(step[..., -1:] * turn[..., -1:])
+        low, high = (torch.full_like(product, bound).log() for bound in _SCALES)
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            scale = middle.exp()
+            found = (along / (scale[:, None] * self.values + penalty[:, None])).sum(dim=1)
+            found += last / (scale + intercept)
+            low, high = torch.where(found > product, middle, low), torch.where(found > product, high, middle)
+        return ((low + high) / 2).exp(), rest
+
+
+def _sum(values: Tensor) -> Tensor:
+    """Return the sums (P,) of stacks (P, C, n), float64."""
+    return values.sum(dim=(1, 2), dtype=torch.float64)
+
+
+def curvature(passes: Passes, precision: Precision) -> Curvature:
+    """Look at some rows' second moments; the same table gives the same answer."""
+    if passes.width <= _WHOLE:
+        return _whole(passes)
+    return _sketched(passes, precision)
+
+
+def _whole(passes: Passes) -> Curvature:
+    total = torch.zeros((passes.width, passes.width), device=passes.device)
+    count = 0
+    mean, scale = passes.mean.float(), passes.scale.float()
+    for part in _some(passes, passes.width):
+        rows = (passes.table[part].to(passes.device).float() - mean) / scale
+        total.addmm_(rows.t(), rows)
+        count += len(rows)
+    values, vectors = torch.linalg.eigh(total / count)
+    return Curvature(vectors, values.clamp_(min=0).double(), 0.0)
+
+
+def _sketched(passes: Passes, precision: Precision) -> Curvature:
+    generator = torch.Generator().manual_seed(0)
+    size = min(_SKETCH, passes.width)
+    start = torch.randn((passes.width, size), generator=generator).to(passes.device)
+    start = torch.linalg.qr(start)[0].t()
+    step = torch.cat([start, torch.zeros_like(start[:, :1])], 1).double()
+    parts = _some(passes, size)
+    taken, found = passes.run(step, lambda part, scores: scores, precision, parts)
+    count = sum(part.stop - part.start for part in parts)
+    vectors, values = _nystrom(taken[:, :-1].t(), found[:, :-1].t() / count)
+    live = float((passes.scale != 1).sum()) or float(passes.width)
+    rest = max((live - float(values.sum())) / max(live - size, 1.0), 0.0)
+    return Curvature(vectors.float(), values, min(rest, float(values[-1])))
+
+
+def _nystrom(start: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvectors (D, r) and values (r,) of the Nyström approximation from Ω and GΩ (D, r)."""
+    shift = 1e-6 * torch.linalg.norm(image)
+    core = start.t() @ (image + shift * start)
+    root = torch.linalg.cholesky((core + core.t()) / 2)
+    basis = torch.linalg.solve_triangular(root, (image + shift * start).t(), upper=False).t()
+    vectors, singular, _ = torch.linalg.svd(basis, full_matrices=False)
+    return vectors, (singular**2 - shift).clamp(min=0)
+
+
+def _some(passes: Passes, directions: int) -> list[slice]:
+    """Return blocks of rows spread evenly over the table, enough of them for so many directions."""
+    rows, wanted = passes.rows, directions * _ROWS_A_DIRECTION
+    each = max(1, min(_BLOCK_ROWS, _BLOCK // passes.width))
+    if rows <= wanted:
+        return list(row_blocks(rows, 1, each))
+    starts = torch.linspace(0, rows - each, -(-wanted // each), dtype=torch.float64).round().long().tolist()
+    return [slice(start, start + each) for start in starts]

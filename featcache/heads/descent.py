@@ -1,0 +1,251 @@
+"""Descent on many smooth convex problems at once: L-BFGS with the curvature of the rows, one pass a step.
+
+L-BFGS (Liu and Nocedal, On the limited memory BFGS method, 1989) begins its recursion with the inverse of
+scale · G + penalty (see `featcache.heads.curvature`), where scale is the mean curvature of the loss at the
+current scores. Most steps are taken whole and cost one pass over the table, which gives the new gradient too.
+Where the slope at the end of a step says that it went too far, the best share of it is found on the scores
+alone, and the next pass is for the gradient there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from featcache.heads.curvature import Curvature
+from featcache.heads.losses import Loss
+from featcache.heads.passes import Passes
+from featcache.heads.precision import Precision
+
+MEMORY = 20  # steps remembered
+_STEADY = 8.0  # factor by which the scale of the curvature may change from step to step
+_TOO_FAR = 0.9  # of the slope a step began with
+_HALVINGS = 12
+_LARGE = 1 << 24  # values of a memory from which on it is float32
+# What `_State` holds of every problem, first dimension P.
+_EACH = (
+    *("gradient", "slope", "curved", "rest", "part", "pending"),
+    *("value", "stood", "best", "lowest", "waited"),
+)
+
+
+@dataclass
+class Stack:
+    """P problems: weights and intercepts (P, C, D + 1), for each (P,) penalties and a tolerance, float64."""
+
+    weights: Tensor
+    penalty: Tensor
+    intercept_penalty: Tensor
+    tolerance: Tensor
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def some(self, stay: list[int]) -> Stack:
+        """Return these problems alone."""
+        return Stack(*(value[stay] for value in vars(self).values()))
+
+
+@dataclass
+class Outcome:
+    """Where descents (P,) ended: weights, the largest entry of the gradient, and how many passes it took."""
+
+    weights: Tensor
+    largest: Tensor
+    passes: Tensor
+
+
+def descend(
+    passes: Passes,
+    loss: Loss,
+    stack: Stack,
+    look: Curvature,
+    precision: Precision,
+    limit: int,
+    on_pass: Callable[[int], None] = lambda alive: None,
+) -> Outcome:
+    """Descend until no entry of a problem's gradient is above its tolerance, or rounding ends it.
+
+    `loss` must stand at zero scores; `limit` is how many passes there may be after the first.
+    """
+    state = _State(passes, loss, stack, look, precision)
+    numbers = list(range(len(stack)))
+    outcome = Outcome(
+        stack.weights.clone(),
+        torch.full_like(stack.penalty, torch.inf),
+        torch.zeros(len(stack), dtype=torch.int64),
+    )
+    step, count = stack.weights, 0
+    while True:
+        on_pass(len(numbers))
+        state.go(step)
+        done = state.done(last=count >= limit)
+        if any(done):
+            leave = [i for i, gone in enumerate(done) if gone]
+            at = [numbers[i] for i in leave]
+            outcome.weights[at], outcome.largest[at] = state.stack.weights[leave], state.largest[leave]
+            outcome.passes[at] = count
+            stay = [i for i, gone in enumerate(done) if not gone]
+            numbers = [numbers[i] for i in stay]
+            if not numbers:
+                return outcome
+            state.keep(stay)
+        step = state.direction()
+        count += 1
+
+
+class _State:
+    """The problems still on their way: where they are, gradients, and the steps they remember."""
+
+    def __init__(
+        self, passes: Passes, loss: Loss, stack: Stack, look: Curvature, precision: Precision
+    ) -> None:
+        self.passes, self.loss, self.look, self.precision = passes, loss, look, precision
+        self.stack = stack.some(list(range(len(stack))))
+        self.stack.weights = torch.zeros_like(stack.weights)  # the first step leads to where they begin
+        many = len(stack)
+        shape = (MEMORY, *stack.weights.shape)
+        dtype = torch.float32 if 2 * shape[0] * stack.weights.numel() > _LARGE else torch.float64
+        self.steps = torch.zeros(shape, dtype=dtype, device=passes.device)
+        self.turns = torch.zeros_like(self.steps)  # by how much each step changed the gradient
+        self.weight = torch.zeros((MEMORY, many), dtype=torch.float64, device=passes.device)
+        self.turned = 0
+        self.begun = False
+        self.gradient = torch.zeros_like(stack.weights)
+        self.slope = torch.zeros_like(stack.penalty)
+        self.curved, self.rest = torch.ones_like(stack.penalty), torch.ones_like(stack.penalty)
+        self.part = torch.zeros_like(stack.weights)  # a step cut short, until the gradient after it is known
+        self.pending = torch.zeros(many, dtype=torch.bool, device=passes.device)
+        self.value = torch.full_like(stack.penalty, torch.inf)
+        self.stood = self.value  # where the last gradient was taken
+        self.best, self.lowest = self.value, torch.full_like(stack.penalty, 1e300)
+        self.waited = torch.zeros(many, dtype=torch.int64, device=passes.device)
+
+    @property
+    def largest(self) -> Tensor:
+        return self.gradient.abs().amax(dim=(1, 2))
+
+    def go(self, step: Tensor) -> None:
+        """Try a step (P, C, D + 1): take it, or the share of it that is best."""
+        count, shape = len(self.stack), step.shape
+        taken, gradient = self.passes.run(step.flatten(0, 1), self.loss.residuals, self.precision)
+        taken, gradient = taken.view(shape), gradient.view(shape) / self.passes.rows
+        value, curved = self.loss.taken()
+        if not self.begun:
+            self.curved, self.rest = curved, curved * self.look.rest + self.stack.penalty
+        reached = self.stack.weights + taken
+        pull = self._pull(reached)
+        before, self.value = self.stood, value + _dot(pull, reached) / 2
+        gradient += pull
+        share = torch.ones(count, dtype=torch.float64, device=self.passes.device)
+        too_far = (self.value > before + before.abs() * self.precision.noise) | (
+            _dot(gradient, taken) > _TOO_FAR * self.slope.abs()
+        )
+        too_far &= ~self.pending
+        if self.begun and bool(too_far.any()):
+            share = self._share(taken, too_far)
+        self._move(taken, gradient, share)
+
+    def _move(self, taken: Tensor, gradient: Tensor, share: Tensor) -> None:
+        self.loss.move(share)
+        moved = taken * share[:, None, None]
+        self.stack.weights += moved
+        cut = share < 1
+        if self.begun:
+            known = torch.where(self.pending[:, None, None], self.part, moved)
+            self._remember(known, gradient - self.gradient, ~cut)
+        self.gradient = torch.where(cut[:, None, None], self.gradient, gradient)
+        self.stood = torch.where(cut, self.stood, self.value)
+        self.part, self.pending, self.begun = moved, cut, True
+
+    def _pull(self, weights: Tensor) -> Tensor:
+        """Return the gradient of the penalties at weights (P, C, D + 1)."""
+        pull = weights * self.stack.penalty[:, None, None]
+        pull[..., -1] = weights[..., -1] * self.stack.intercept_penalty[:, None]
+        return pull
+
+    def _share(self, taken: Tensor, wanted: Tensor) -> Tensor:
+        """Return the best share of a step for the problems wanted, by secants and halvings; else 1."""
+        own, along = _dot(self._pull(self.stack.weights), taken), _dot(self._pull(taken), taken)
+        low, high = torch.zeros_like(own), torch.ones_like(own)
+        down = self.slope
+        up = self.loss.slopes(high) + own + along
+        share = high
+        for turn in range(_HALVINGS):
+            secant = low + (high - low) * (down / (down - up)).clamp(0.05, 0.95)
+            share = secant if turn % 3 < 2 else (low + high) / 2
+            slope = self.loss.slopes(share) + own + share * along
+            low, down = torch.where(slope < 0, share, low), torch.where(slope < 0, slope, down)
+            high, up = torch.where(slope < 0, high, share), torch.where(slope < 0, up, slope)
+            if bool((slope.abs() <= 0.1 * self.slope.abs())[wanted].all()):
+                break
+        return torch.where(wanted, share, torch.ones_like(share))
+
+    def _remember(self, step: Tensor, turn: Tensor, arrived: Tensor) -> None:
+        """Put a step and what it changed in the place of the oldest, nothing where it says nothing."""
+        product = _dot(step, turn)
+        says = arrived & (product > 1e-12 * (_dot(step, step) * _dot(turn, turn)).sqrt()) & (product > 0)
+        place = self.turned % MEMORY
+        self.weight[place] = torch.where(says, 1 / product, torch.zeros_like(product))
+        self.steps[place], self.turns[place] = step, turn
+        self.turned += 1
+        penalties = self.stack.penalty, self.stack.intercept_penalty
+        scale, rest = self.look.fit(step, turn, self.rest, *penalties)
+        self.curved = torch.where(says, _near(scale, self.curved), self.curved)
+        self.rest = torch.where(says, _near(rest, self.rest), self.rest)
+
+    def direction(self) -> Tensor:
+        """Return the next steps (P, C, D + 1): zero where a gradient has to be known first."""
+        found = self.gradient.to(self.steps.dtype)
+        order = [i % MEMORY for i in range(max(0, self.turned - MEMORY), self.turned)]
+        shares = {}
+        for i in reversed(order):
+            shares[i] = self.weight[i] * _dot(self.steps[i], found)
+            found = found - _times(self.turns[i], shares[i])
+        stack = self.stack
+        found = self.look.solve(found, self.curved, self.rest, stack.penalty, stack.intercept_penalty)
+        for i in order:
+            back = self.weight[i] * _dot(self.turns[i], found)
+            found = found + _times(self.steps[i], shares[i] - back)
+        step = -found.double()
+        step[self.pending] = 0
+        self.slope = _dot(self.gradient, step)
+        return step
+
+    def done(self, last: bool) -> list[bool]:
+        """Return which problems have arrived or get no further."""
+        largest = self.largest
+        noise = self.lowest.abs() * self.precision.noise
+        better = (largest < 0.9 * self.best) | (self.value < self.lowest - noise)
+        self.best, self.lowest = torch.minimum(self.best, largest), torch.minimum(self.lowest, self.value)
+        self.waited = torch.where(better, 0, self.waited + 1)
+        ended = (
+            (largest <= self.stack.tolerance) | (self.waited > self.precision.patience) | ~largest.isfinite()
+        )
+        ended &= ~self.pending
+        return [last or each for each in ended.tolist()]
+
+    def keep(self, stay: list[int]) -> None:
+        """Keep these problems alone."""
+        self.loss.keep(stay)
+        self.stack = self.stack.some(stay)
+        self.steps, self.turns, self.weight = self.steps[:, stay], self.turns[:, stay], self.weight[:, stay]
+        for name in _EACH:
+            setattr(self, name, getattr(self, name)[stay])
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the products (P,) of stacks (P, C, D + 1), float64."""
+    return (a * b).sum(dim=(1, 2), dtype=torch.float64)
+
+
+def _times(a: Tensor, factor: Tensor) -> Tensor:
+    return a * factor[:, None, None].to(a.dtype)
+
+
+def _near(value: Tensor, before: Tensor) -> Tensor:
+    """Return values no further than a factor from those before."""
+    return torch.minimum(torch.maximum(value, before / _STEADY), before * _STEADY)

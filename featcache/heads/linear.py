@@ -1,0 +1,179 @@
+"""Linear classifiers as convex problems, any number of penalties of one kind at once, on CPU or GPU.
+
+    logreg   mean cross-entropy + ½ λ ‖W‖², the intercept free: scikit-learn's LogisticRegression
+    svm      mean squared hinge + ½ λ (‖w‖² + b²), one class against the rest: scikit-learn's LinearSVC
+
+with λ = 1 / (C · N). All penalties share every pass over the table, in the coarsest precision that still
+leads anywhere; finer ones finish, and the last look at the gradient is in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featcache.heads.base import Task
+from featcache.heads.curvature import Curvature, curvature
+from featcache.heads.descent import Outcome, Stack, descend
+from featcache.heads.losses import CrossEntropy, Logistic, Loss, SquaredHinge
+from featcache.heads.passes import Passes
+from featcache.heads.precision import Precision
+from featcache.heads.scaling import Moments
+
+_SMALL = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of a table that is worked on in float64 from the start
+_COARSE, _FINE = 0.7, 0.9  # of the tolerance, what is asked before the next precision takes over
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights (R, D) and intercepts (R,), how many passes they took, and what went wrong if anything.
+
+    `gradient` is the largest entry of the objective's gradient, in float64, relative to what `tol` is.
+    """
+
+    coef: NDArray[np.float64]
+    intercept: NDArray[np.float64]
+    iterations: int
+    gradient: float
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A kind of problem on a task: what it loses by, and on what device it is solved."""
+
+    kind: str  # "logreg" or "svm"
+    task: Task
+    columns: Moments | None  # what rows are standardised with
+    classes: int
+    device: torch.device
+
+    @property
+    def width(self) -> int:
+        """How many columns of weights the solution has."""
+        return self.classes if self.classes > 2 else 1
+
+    def targets(self) -> Tensor:
+        """Return class codes (N,) where there are more than two classes and one loss, else signs (R, N)."""
+        codes = torch.from_numpy(self.task.y)
+        if self.kind == "logreg" and self.classes > 2:
+            return codes.to(self.device)
+        wanted = torch.arange(self.classes) if self.classes > 2 else torch.tensor([1])
+        return torch.where(wanted[:, None] == codes, 1.0, -1.0).to(self.device)
+
+    def loss(self, heads: int, targets: Tensor, dtype: torch.dtype) -> Loss:
+        """Return the loss of so many heads, standing at zero scores."""
+        if self.kind == "svm":
+            return SquaredHinge(heads * self.width, 1, targets.to(dtype)[:, None].repeat(heads, 1, 1), dtype)
+        if self.classes > 2:
+            return CrossEntropy(heads, self.classes, targets, dtype)
+        return Logistic(heads, 1, targets.to(dtype), dtype)
+
+    def shape(self, heads: int) -> tuple[int, int]:
+        """Return how many separate problems so many heads are, and the columns of each."""
+        return (heads * self.width, 1) if self.kind == "svm" else (heads, self.width)
+
+
+def solve(
+    problem: Problem,
+    Cs: Sequence[float],
+    tol: float,
+    max_iter: int,
+    on_pass: Callable[[int], None] = lambda alive: None,
+) -> list[Solution]:
+    """Solve a problem for each of `Cs`, all at once.
+
+    The end of logreg is reached when no entry of the gradient is above `tol`, of svm when none is above `tol`
+    times the largest at w = 0, class by class. `on_pass` is called before each pass with how many separate
+    problems are in it.
+    """
+    return _Solver(problem, Cs, tol, max_iter, on_pass).solutions()
+
+
+class _Solver:
+    def __init__(
+        self, problem: Problem, Cs: Sequence[float], tol: float, max_iter: int, on_pass: Callable[[int], None]
+    ) -> None:
+        self.problem, self.Cs, self.tol, self.max_iter, self.on_pass = problem, Cs, tol, max_iter, on_pass
+        columns = problem.columns
+        if columns is None and problem.kind == "logreg":  # a free intercept takes any mean out
+            mean = problem.task.columns.mean
+            columns = Moments(mean, np.ones_like(mean), problem.task.columns.variance)
+        self.passes = Passes(problem.task.X, columns, problem.device)
+        self.targets = problem.targets()
+        self.centred = columns is not None and problem.columns is None
+
+    def solutions(self) -> list[Solution]:
+        precisions = self.passes.precisions()
+        if self.passes.rows * self.passes.width <= _SMALL.get(self.problem.device.type, 0):
+            precisions = precisions[-1:]
+        stack = self._stack(precisions[0])
+        wanted = stack.tolerance
+        look = curvature(self.passes, precisions[0])
+        spent = torch.zeros(len(stack), dtype=torch.int64)
+        for precision in precisions:
+            factor = 1.0 if precision is precisions[-1] else _FINE if precision.fine else _COARSE
+            stack.tolerance = wanted * factor
+            outcome = self._descend(stack, look, precision, self.max_iter - int(spent.max()))
+            stack.weights = outcome.weights
+            spent += outcome.passes
+        return self._kept(outcome, wanted, spent)
+
+    def _descend(self, stack: Stack, look: Curvature, precision: Precision, limit: int) -> Outcome:
+        dtype = torch.float64 if precision is Precision.DOUBLE else torch.float32
+        loss = self.problem.loss(len(self.Cs), self.targets, dtype)
+        return descend(self.passes, loss, stack, look, precision, limit, self.on_pass)
+
+    def _stack(self, precision: Precision) -> Stack:
+        heads, device = len(self.Cs), self.problem.device
+        many, columns = self.problem.shape(heads)
+        rows, width = self.passes.rows, self.passes.width
+        penalty = torch.tensor([1 / (C * rows) for C in self.Cs], dtype=torch.float64, device=device)
+        penalty = penalty.repeat_interleave(many // heads)
+        svm = self.problem.kind == "svm"
+        tolerance = self._largest_at_zero(precision).repeat(heads) if svm else torch.ones_like(penalty)
+        weights = torch.zeros((many, columns, width + 1), dtype=torch.float64, device=device)
+        return Stack(weights, penalty, penalty * svm, self.tol * tolerance)
+
+    def _largest_at_zero(self, precision: Precision) -> Tensor:
+        """Return the largest entry of each class's gradient at w = 0, (R,)."""
+        loss = self.problem.loss(1, self.targets, torch.float32)
+        zero = torch.zeros((self.problem.width, self.passes.width + 1), dtype=torch.float64)
+        _, gradient = self.passes.run(zero.to(self.problem.device), loss.residuals, precision)
+        return gradient.abs().amax(dim=1) / self.passes.rows
+
+    def _kept(self, outcome: Outcome, wanted: Tensor, spent: Tensor) -> list[Solution]:
+        heads = len(self.Cs)
+        shape = (heads, self.problem.width, self.passes.width + 1)
+        weights = outcome.weights.reshape(shape).cpu().numpy()
+        missed = (outcome.largest / wanted * self.tol).view(heads, -1).amax(dim=1).tolist()
+        passes = spent.view(heads, -1).amax(dim=1).tolist()
+        found = []
+        for own, worst, count in zip(weights, missed, passes, strict=True):
+            coef, intercept = np.ascontiguousarray(own[:, :-1]), own[:, -1].copy()
+            if self.centred:
+                intercept -= coef @ self.passes.mean.cpu().numpy()
+            notes = []
+            if not worst <= self.tol:
+                notes = [
+                    f"The solver did not converge: after {count} iterations the largest entry of the "
+                    f"gradient is {worst:.2g}, tol is {self.tol:g}."
+                ]
+            found.append(Solution(coef, intercept, int(count), float(worst), notes))
+        return found
+
+
+def objective(problem: Problem, C: float, coef: Any, intercept: Any) -> float:
+    """Return the mean loss plus penalty, in float64, of weights (R, D) and intercepts (R,)."""
+    passes = Passes(problem.task.X, problem.columns, problem.device)
+    loss = problem.loss(1, problem.targets(), torch.float64)
+    step = torch.from_numpy(np.concatenate([coef, np.reshape(intercept, (-1, 1))], axis=1))
+    passes.run(step.to(problem.device), loss.residuals, Precision.DOUBLE)
+    squares = float((coef**2).sum()) + (float((intercept**2).sum()) if problem.kind == "svm" else 0.0)
+    return float(loss.taken()[0].sum()) + squares / (2 * C * passes.rows)

@@ -1,0 +1,113 @@
+"""Passes over a table for linear models: scores of a step, and the gradient of what is made of them.
+
+A pass reads the table (N, D) once, block by block, as it is stored. For a step (K, D) in the coordinates of
+standardised columns it hands every block's scores to a function that answers with residuals, and sums
+residuals' · rows. Mean and scale are folded into the step and the sum, (x - m) / s · w = x · (w / s) - m ·
+(w / s), so no standardised rows are ever made. Any number of problems share a pass, side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from featcache.heads.precision import Precision, Products, products_for
+from featcache.heads.rows import shared_tensor
+from featcache.heads.scaling import Matrix, Moments, row_blocks
+from featcache.heads.threads import torch_threads_for
+
+Residuals = Callable[[slice, Tensor], Tensor]
+_CPU_BLOCK = 1 << 20  # values: a block and its cast stay in the cache of the processor
+_GPU_BLOCK = 1 << 27  # values: the float64 copy of a block takes a gibibyte
+_SMALL_LANE = 1 << 28  # operations of a pass; below, a second thread only waits
+
+
+class Passes:
+    """A table X (N, D) on a device, with the means and scales (D,) that its columns are read with."""
+
+    def __init__(self, X: Matrix, columns: Moments | None, device: torch.device) -> None:
+        self.rows, self.width = X.shape
+        self.device = device
+        self.table = _placed(X, device)
+        zero, one = np.zeros(self.width), np.ones(self.width)
+        self.mean = _tensor(columns.mean if columns else zero, device)
+        self.scale = _tensor(columns.scale if columns else one, device)
+
+    def precisions(self) -> list[Precision]:
+        """Return the precisions worth taking for this table, coarsest first; the last is float64."""
+        return Precision.of(self.table.dtype, self.device, float((self.mean / self.scale).abs().max()))
+
+    def run(
+        self,
+        step: Tensor,
+        residuals: Residuals,
+        precision: Precision,
+        parts: Sequence[slice] | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the step that was really taken and the gradient, both float64 (K, D + 1).
+
+        The last column of the step (K, D + 1) is added to the scores, and that of the gradient is the
+        residuals' sum. A coarse precision rounds the step, so that what it scored is exactly known.
+        `residuals(part, scores)` gets the scores (K, n) of rows `part` and returns residuals (K, n); it is
+        called from several threads. `parts` are the rows to read, all of them if None.
+        """
+        products = products_for(precision, step[:, :-1] / self.scale, self.table.dtype)
+        taken = products.weights
+        shift = (step[:, -1] - taken @ self.mean).to(products.sums)
+        cut = list(parts) if parts is not None else self.parts(precision, len(step))
+        lanes = self._lanes(len(step))
+        with torch_threads_for(0), torch.no_grad():  # each lane is one thread
+            jobs = [(products, cut[lane::lanes], shift, residuals) for lane in range(lanes)]
+            if lanes == 1:
+                sums = [self._lane(*jobs[0])]
+            else:
+                with ThreadPoolExecutor(lanes) as pool:
+                    sums = list(pool.map(lambda job: self._lane(*job), jobs))
+        raw = torch.stack([each for each, _ in sums]).sum(0)
+        total = torch.stack([each for _, each in sums]).sum(0)
+        gradient = torch.cat([(raw - total[:, None] * self.mean) / self.scale, total[:, None]], 1)
+        return torch.cat([taken * self.scale, step[:, -1:]], 1), gradient
+
+    def parts(self, precision: Precision, columns: int) -> list[slice]:
+        """Return the blocks of rows of a pass of `columns` columns."""
+        if self.device.type == "cpu" or self.table.device.type == "cpu":
+            return list(row_blocks(self.rows, max(self.width, columns), _CPU_BLOCK))
+        casts = precision not in (Precision.SPLIT,)
+        return list(row_blocks(self.rows, max(self.width if casts else 1, 4 * columns), _GPU_BLOCK))
+
+    def _lane(
+        self, products: Products, parts: Sequence[slice], shift: Tensor, residuals: Residuals
+    ) -> tuple[Tensor, Tensor]:
+        """Return raw sums (K, D) and residuals' sums (K,) over some blocks, float64."""
+        raw = torch.zeros_like(products.weights)
+        total = torch.zeros(len(raw), dtype=torch.float64, device=self.device)
+        summing = products.start()
+        for part in parts:
+            block = products.read(self.table[part].to(self.device, non_blocking=True))
+            found = residuals(part, products.scores(block).add_(shift[:, None]))
+            total += found.sum(dim=1, dtype=torch.float64)
+            products.add(summing, found, block)
+        return raw + products.finish(summing), total
+
+    def _lanes(self, columns: int) -> int:
+        if self.device.type != "cpu" or 4 * self.rows * self.width * columns < _SMALL_LANE:
+            return 1
+        return torch.get_num_threads()
+
+
+def _placed(X: Matrix, device: torch.device) -> Tensor:
+    """Return the table on the GPU where half of the free memory holds it, else where it is."""
+    table = shared_tensor(X)
+    if device.type == "cuda" and table.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
+        return table.to(device)
+    return table
+
+
+def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, dtype=np.float64)).to(device)

@@ -1,0 +1,73 @@
+"""The batch size: as many images as pay, evenly over a shard, and kept once it was measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from featcache.extraction import batch_size, memory
+
+
+@given(size=st.integers(1, 5000), rows=st.integers(1, 5000))
+def test_even_batches_fill_a_shard_in_as_few_steps(size: int, rows: int) -> None:
+    even = batch_size.even(size, rows)
+    assert 1 <= even <= size
+    assert -(-rows // even) == -(-rows // size)
+    assert even * -(-rows // even) - rows < -(-rows // even), "no batch could be smaller by one"
+
+
+@pytest.mark.parametrize(
+    ("rates", "chosen"),
+    [
+        ({32: 100, 64: 180, 128: 260, 256: 265, 512: 400}, 128),
+        ({32: 100, 64: 101}, 32),
+        ({32: 100, 64: 180, 128: 0}, 64),
+        ({32: 0, 64: 0}, 1),
+        ({32: 1, 64: 2, 128: 4}, 128),
+    ],
+)
+def test_the_batch_grows_while_the_rate_does(rates: dict[int, float], chosen: int) -> None:
+    tried: list[int] = []
+
+    def rate(size: int) -> float:
+        tried.append(size)
+        return rates[size]
+
+    assert batch_size.best(rates, rate) == chosen
+    assert (
+        tried == sorted(tried) and len(tried) <= list(rates).index(chosen) + 2
+        if chosen > 1
+        else tried == [32]
+    )
+
+
+class _Gpu:
+    device = "cuda:0"
+
+
+class _Recipe:
+    fingerprint, row_dtype = "f" * 64, "float16"
+
+
+def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "a GPU")
+    measured: list[int] = []
+
+    def rate(extractor: Any, recipe: Any, size: int) -> float:
+        measured.append(size)
+        return 100.0 + min(size, 200)
+
+    monkeypatch.setattr(batch_size, "_rate", rate)
+    first = batch_size.batch_size(None, _Gpu(), _Recipe(), 1336, tmp_path)  # type: ignore[arg-type]
+    assert first == 223 and measured == [32, 64, 122, 223, 446]
+    assert batch_size.batch_size(None, _Gpu(), _Recipe(), 1336, tmp_path) == first  # type: ignore[arg-type]
+    assert len(measured) == 5
+    assert batch_size.batch_size(100, _Gpu(), _Recipe(), 1336, tmp_path) == 96  # type: ignore[arg-type]
+    for path in (tmp_path / memory.FOLDER / "batches").iterdir():
+        path.write_text('{"format": 1, "size": "many"}')
+    batch_size.batch_size(None, _Gpu(), _Recipe(), 1336, tmp_path)  # type: ignore[arg-type]
+    assert len(measured) == 10

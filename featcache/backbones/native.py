@@ -75,14 +75,12 @@ def is_exact(source: Size, target: Size) -> bool:
 def _axis_is_exact(source: int, target: int, axis: int) -> bool:
     """Try every pair of neighbours along one axis; the other keeps its size."""
     first, second = np.divmod(np.arange(PAIRS, dtype=np.int64), 256)
-    lines = -(-PAIRS // 3)  # three pairs lie in the channels of one
-    pairs = np.zeros((source, lines * 3), np.uint8)
+    lines = -(-PAIRS // 6)  # of two images: one alone has no memory format; three pairs lie in the channels
+    pairs = np.zeros((source, lines * 6), np.uint8)
     pairs[0::2, :PAIRS], pairs[1::2, :PAIRS] = first, second
-    image = pairs.reshape(source, lines, 3)
-    if axis == 1:
-        image = image.transpose(1, 0, 2)
+    images = np.moveaxis(pairs.reshape(source, 2, lines, 3), 0, 1 + axis)
     size = (target, lines) if axis == 0 else (lines, target)
-    done = np.moveaxis(resize_natively(image[None], size)[0], axis, 0).reshape(target, lines * 3)
+    done = np.moveaxis(resize_natively(images, size), 1 + axis, 0).reshape(target, lines * 6)
     return all(
         np.array_equal(row, wanted) for row, wanted in zip(done, _expected(pairs, target), strict=True)
     )

@@ -165,6 +165,25 @@ def test_heads_learn_from_eight_bits(tmp_path: Path) -> None:
         assert abs(scores[0] - scores[1]) < 0.05 and scores[0] > 0.6
 
 
+@pytest.mark.parametrize("fraction", [0.0, 0.25])
+def test_a_network_head_makes_no_copy_of_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fraction: float
+) -> None:
+    """Rows become floats a block or a batch at a time; from a whole copy the same is learned."""
+    cache = kit_caches.separable_cache(tmp_path, width=4096, store_dtype="int8")
+    table, asked, values = cache.table("train", val_fraction=fraction), list[int](), QuantisedRows._values
+
+    def counted(self: QuantisedRows, codes: np.ndarray, shard: np.ndarray) -> np.ndarray:
+        asked.append(len(codes))
+        return values(self, codes, shard)
+
+    monkeypatch.setattr(QuantisedRows, "_values", counted)
+    head = LinearHead(lr=0.01, epochs=3).fit(table.selection, table.y)
+    assert asked and max(asked) <= 64 < len(table)
+    copied = LinearHead(lr=0.01, epochs=3).fit(np.asarray(table.X), table.y)
+    np.testing.assert_allclose(head.coefs_[0], copied.coefs_[0], atol=1e-5)
+
+
 def test_formats(tmp_path: Path) -> None:
     """A version that knows only format 1 must stop at int8, and go on reading floats."""
     floats, eight = kit_caches.recipe(), kit_caches.recipe(store_dtype="int8")

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.preprocess import resize_with_pillow
+from featcache.backbones.preprocess import resize_with_pillow, writable
 from featcache.backbones.resize_plan import Size
 from featcache.backbones.taps import BITS, HALF, taps
 
@@ -30,8 +30,6 @@ Pixels = NDArray[np.uint8]
 def resize_natively(images: Pixels, size: Size) -> Pixels:
     """Return images (n, H, W, 3) resized bilinearly to (n, *size, 3) by torch."""
     import torch
-
-    from featcache.backbones.preprocess import writable
 
     pixels = torch.from_numpy(writable(np.ascontiguousarray(images))).permute(0, 3, 1, 2)
     done = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True, align_corners=False)
@@ -77,14 +75,12 @@ def is_exact(source: Size, target: Size) -> bool:
 def _axis_is_exact(source: int, target: int, axis: int) -> bool:
     """Try every pair of neighbours along one axis; the other keeps its size."""
     first, second = np.divmod(np.arange(PAIRS, dtype=np.int64), 256)
-    lines = -(-PAIRS // 3)  # three pairs lie in the channels of one
-    pairs = np.zeros((source, lines * 3), np.uint8)
+    lines = -(-PAIRS // 6)  # of two images: one alone has no memory format; three pairs lie in the channels
+    pairs = np.zeros((source, lines * 6), np.uint8)
     pairs[0::2, :PAIRS], pairs[1::2, :PAIRS] = first, second
-    image = pairs.reshape(source, lines, 3)
-    if axis == 1:
-        image = image.transpose(1, 0, 2)
+    images = np.moveaxis(pairs.reshape(source, 2, lines, 3), 0, 1 + axis)
     size = (target, lines) if axis == 0 else (lines, target)
-    done = np.moveaxis(resize_natively(image[None], size)[0], axis, 0).reshape(target, lines * 3)
+    done = np.moveaxis(resize_natively(images, size), 1 + axis, 0).reshape(target, lines * 6)
     return all(
         np.array_equal(row, wanted) for row, wanted in zip(done, _expected(pairs, target), strict=True)
     )

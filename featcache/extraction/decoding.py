@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.preprocess import fit
+from featcache.backbones.fitting import fit_what_can
 from featcache.errors import BadImageError, CacheError, DatasetError
 from featcache.extraction.pixels import Memory, Room, Shape
 from featcache.images.dataset import Dataset, content_hash
@@ -67,11 +67,10 @@ def decode_into(
         fitting: what is done to every image.
         fitted: whether to fit the images to the backbone's input; if not, all must be of `out`'s size.
     """
-    found = Decoded()
+    found, images = Decoded(), dict[int, NDArray[np.uint8]]()
     for place, planned in enumerate(hashes):
         try:
             image = decode(_unchanged(source, place, planned), fitting.max_pixels)
-            image = fit(image, fitting.preprocess) if fitted else image
         except BadImageError as error:
             out[place] = 0
             found.bad.append((place, error.message))
@@ -79,10 +78,27 @@ def decode_into(
         except _Changed:
             found.changed = place
             return found
+        if fitted:
+            images[place] = image
+            continue
         if image.shape != out.shape[1:]:
             found.odd = True
             return found
         out[place] = image
+    return _fitted(images, fitting, out, found) if images else found
+
+
+def _fitted(
+    images: dict[int, NDArray[np.uint8]], fitting: Fitting, out: NDArray[np.uint8], found: Decoded
+) -> Decoded:
+    """Fit the images that were decoded, together where that is faster."""
+    places = list(images)
+    whole = len(places) == len(out)
+    room = out if whole else np.empty((len(places), *out.shape[1:]), np.uint8)
+    bad = fit_what_can(list(images.values()), fitting.preprocess, room)
+    if not whole:
+        out[places] = room
+    found.bad = sorted([*found.bad, *((places[place], why) for place, why in bad)])
     return found
 
 
@@ -102,7 +118,7 @@ def _unchanged(source: Any, place: int, planned: bytes) -> bytes | NDArray[np.ui
 class Threads:
     """Decodes in the thread that calls."""
 
-    images = 4  # a task: fewer tasks than images, yet enough of them to keep every thread busy
+    images = 8  # a task: they are fitted together, and there are enough tasks to keep every thread busy
 
     def __init__(self, dataset: Dataset, fitting: Fitting) -> None:
         self._dataset, self._fitting = dataset, fitting

@@ -71,11 +71,35 @@ class Shared:
                 yield part, shared_tensor(self._selection[part])
 
 
+class Made:
+    """A selection whose rows become floats when they are read, such as one in eight bits: no copy of all."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+
+    def __init__(self, X: Selection) -> None:
+        self._selection, self.shape = X, X.shape
+
+    def take(self, index: Tensor, out: Tensor) -> None:
+        """Copy the rows of an index (n,) to out (n, D), float32."""
+        rows = self._selection.base[self._selection.index[index.numpy()]]
+        out.copy_(torch.from_numpy(rows))
+
+    def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the rows in order, about so many values at once, and which they are."""
+        for part in row_blocks(self.shape[0], self.shape[1], values):
+            yield part, torch.from_numpy(self._selection[part])
+
+
+def _here(X: Matrix | Selection) -> Shared | Made:
+    made = isinstance(X, Selection) and not isinstance(X.base, np.ndarray)
+    return Made(X) if made else Shared(X)  # type: ignore[arg-type]
+
+
 class Held:
     """A copy of a table in a GPU's memory, in the table's type."""
 
     def __init__(self, X: Matrix | Selection, device: torch.device) -> None:
-        source = Shared(X)
+        source = _here(X)
         self.device, self.shape, self.dtype = device, source.shape, source.dtype
         self.table = torch.empty(self.shape, dtype=self.dtype, device=device)
         for part, rows in Streamed(X, device).blocks(_STAGED // self.dtype.itemsize):
@@ -99,7 +123,7 @@ class Streamed:
     """
 
     def __init__(self, X: Matrix | Selection, device: torch.device) -> None:
-        self._source, self.device = Shared(X), device
+        self._source, self.device = _here(X), device
         self.shape, self.dtype = self._source.shape, self._source.dtype
         self._buffers: list[Tensor] = []
         self._sent = [torch.cuda.Event(), torch.cuda.Event()] if device.type == "cuda" else []
@@ -139,7 +163,7 @@ class Streamed:
             self._sent[self._turn].record(torch.cuda.current_stream(self.device))
 
 
-Place = Shared | Held | Streamed
+Place = Shared | Made | Held | Streamed
 
 
 def placed(X: Matrix | Selection, device: torch.device, copies: MutableMapping[str, Place]) -> Place:
@@ -148,7 +172,7 @@ def placed(X: Matrix | Selection, device: torch.device, copies: MutableMapping[s
     On a GPU the table is held where it fits its budget, or where it has none most of the free memory.
     """
     if device.type == "cpu":
-        return Shared(X)
+        return _here(X)
     key = f"{device} {id(X)}"
     if key not in copies:
         fits = X.nbytes <= _room(X, device)

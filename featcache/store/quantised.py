@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import CacheError
+from featcache.selection import Selection
 
 SCALE, OFFSET = "scale", "offset"  # their names in a shard
 STEPS = 255
@@ -149,6 +150,17 @@ class QuantisedRows:
             values *= self.scale[which]
             values += self.offset[which]
         return out
+
+
+class QuantisedSelection(Selection):
+    """Chosen rows of a table in eight bits; a block of them becomes floats when it is read."""
+
+    def __init__(self, base: QuantisedRows, index: NDArray[np.int64]) -> None:
+        super().__init__(cast("NDArray[Any]", base), index)
+
+    def __getitem__(self, rows: slice) -> NDArray[Any]:
+        """Return some of the rows, float32 (n, D)."""
+        return self.base[self.index[rows]]
 
 
 def joined(codes: NDArray[np.int8], lengths: Sequence[int], scale: Floats, offset: Floats) -> QuantisedRows:

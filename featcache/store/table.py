@@ -17,7 +17,7 @@ from featcache.selection import Selection
 from featcache.store.cache import Cache
 from featcache.store.mapping import one_array
 from featcache.store.plan import Plan
-from featcache.store.quantised import OFFSET, SCALE, QuantisedRows, joined, name_of
+from featcache.store.quantised import OFFSET, SCALE, QuantisedRows, QuantisedSelection, joined, name_of
 from featcache.store.records import Commit
 from featcache.store.shard import FEATURES, Block
 
@@ -56,6 +56,8 @@ class Table:
     @property
     def selection(self) -> Selection:
         """The features without a copy of them: an array (N, D) to all that reads rows block by block."""
+        if isinstance(self.base, QuantisedRows):
+            return QuantisedSelection(self.base, self.index)
         return Selection(self.base, self.index, self.budget)
 
     @property

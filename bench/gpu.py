@@ -46,21 +46,23 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def seconds(step: Callable[[], Any], device: str, runs: int) -> float:
-    """Return the median seconds of a step: on a GPU of its kernels alone, replayed from a graph."""
+def seconds(step: Callable[[], Any], device: str, runs: int, recorded: bool = True) -> float:
+    """Return the median seconds of a step: on a GPU of its kernels, from a graph if `recorded`."""
     if device == "cpu":
         step()
         return statistics.median(clock(step) for _ in range(runs))
-    stream, recorded = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+    torch.cuda.synchronize(device)
+    stream, graphed = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
     with torch.cuda.stream(stream):
         step(), step()
     stream.synchronize()
-    with torch.cuda.graph(recorded, stream=stream):
-        kept = step()  # noqa: F841  # its memory belongs to the graph
+    if recorded:
+        with torch.cuda.graph(graphed, stream=stream):
+            kept = step()  # noqa: F841  # its memory belongs to the graph
     events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 2)]
     with torch.cuda.stream(stream):
         for event in events:
-            recorded.replay()
+            (graphed.replay if recorded else step)()
             event.record()
     stream.synchronize()
     return statistics.median(a.elapsed_time(b) / 1e3 for a, b in pairwise(events[1:]))
@@ -101,7 +103,7 @@ class Bench:
             ("from the device GB/s", lambda: near.copy_(far, non_blocking=True), 1),
             ("on the device GB/s", lambda: other.copy_(far), 2),
         ):
-            rates[name] = moved * (64 << 20) / 1e9 / seconds(step, self.device, self.runs)
+            rates[name] = moved * (64 << 20) / 1e9 / seconds(step, self.device, self.runs, False)
         return rates
 
     def flop(self) -> float:
@@ -140,7 +142,7 @@ class Bench:
         )
         undo = reading.pin(near.reshape(-1)) if reading.pin else lambda: None
         far = torch.from_numpy(near).to(self.device)
-        lane = Lane(self.extractor, self.cache.recipe.store_dtype, self.size)
+        lane = Lane(self.extractor, self.cache.row_dtype, self.size)
         room = [torch.from_numpy(lane.room((self.size, width))) for width in self.cache.columns.values()]
         rows = [torch.randn(each.shape, device=self.device).to(each.dtype) for each in room]
 
@@ -152,8 +154,8 @@ class Bench:
         try:
             return {
                 "pixels there": self.size
-                / seconds(lambda: far.copy_(source, non_blocking=True), self.device, self.runs),
-                "rows back": self.size / seconds(back, self.device, self.runs),
+                / seconds(lambda: far.copy_(source, non_blocking=True), self.device, self.runs, False),
+                "rows back": self.size / seconds(back, self.device, self.runs, False),
             }
         finally:
             undo()
@@ -183,7 +185,7 @@ class Bench:
     def shards(self, folder: Path, threads: int) -> dict[str, float]:
         """Return images a second of making, hashing and writing a whole shard, by one thread each."""
         part = max(self.cache.shards(), key=len)
-        n, dtype = len(part), self.cache.recipe.store_dtype
+        n, dtype = len(part), self.cache.row_dtype
         rng = np.random.default_rng(0)
         features = {
             node: rng.standard_normal((n, width), np.float32).astype(dtype)

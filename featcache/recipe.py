@@ -15,6 +15,12 @@ from typing import Any
 from featcache.errors import FormatError
 
 FORMAT = 1
+QUANTISED = 2
+"""The format of caches in int8, which hold arrays that readers of format 1 would take for damage."""
+
+FORMATS = (FORMAT, QUANTISED)
+ITEMSIZES = {"float16": 2, "float32": 4, "int8": 1}
+"""Stored dtype → bytes a feature."""
 
 
 def canonical_json(value: object) -> str:
@@ -97,6 +103,11 @@ class Recipe:
         """The sha256 of the canonical JSON, 64 hexadecimal digits."""
         return sha256_of(self.to_dict())
 
+    @property
+    def row_dtype(self) -> str:
+        """The dtype of the rows a cache is given to store; int8 is made of whole shards of float32."""
+        return "float32" if self.store_dtype == "int8" else self.store_dtype
+
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Recipe:
         """Rebuild a recipe from `to_dict`.
@@ -113,20 +124,29 @@ class Recipe:
             step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
             values["preprocess"] = Preprocess(**step)
             values["decoding"] = Decoding(**values["decoding"])
-            return cls(**values)
+            recipe = cls(**values)
         except (KeyError, TypeError, ValueError) as error:
-            raise FormatError(f"The recipe is not one of format {FORMAT}: {error}.") from error
+            raise FormatError(f"The recipe is not one of a known format: {error}.") from error
+        if recipe.format != format_of(recipe.store_dtype):
+            raise FormatError(f"A recipe of format {recipe.format} cannot store {recipe.store_dtype!r}.")
+        return recipe
+
+
+def format_of(store_dtype: str) -> int:
+    """Return the oldest format that can hold a stored dtype: floats stay readable for every version."""
+    return QUANTISED if store_dtype == "int8" else FORMAT
 
 
 def check_format(got: object, where: str) -> None:
     """Refuse a format number this version does not know.
 
     Raises:
-        FormatError: naming the number found and the one known.
+        FormatError: naming the number found and those known.
     """
-    if got != FORMAT:
+    if isinstance(got, bool) or got not in FORMATS:
+        known = " and ".join(map(str, FORMATS))
         raise FormatError(
-            f"Unknown format {got!r} in {where}: this featcache reads format {FORMAT}.",
+            f"Unknown format {got!r} in {where}: this featcache reads formats {known}.",
             "A newer featcache may read it: pip install --upgrade featcache.",
         )
 

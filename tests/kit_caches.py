@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from featcache.images.sample import SPLITS
-from featcache.recipe import Node, Preprocess, Recipe, Weights, sha256_of
+from featcache.recipe import Node, Preprocess, Recipe, Weights, format_of, sha256_of
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan
 from featcache.store.records import cache_key
@@ -21,6 +21,7 @@ def recipe(nodes: dict[str, str] | None = None, store_dtype: str = "float16", sh
         nodes=tuple(Node(name, pool) for name, pool in chosen.items()),
         preprocess=Preprocess("auto", 256, 224),
         store_dtype=store_dtype,
+        format=format_of(store_dtype),
     )
 
 
@@ -83,15 +84,21 @@ def fill(cache: Cache, bad: dict[int, str] | None = None) -> Cache:
 
 
 def separable_cache(
-    folder: Path, n: int = 240, width: int = 12, seed: int = 0, test: int = 60, name: str = "easy"
+    folder: Path,
+    n: int = 240,
+    width: int = 12,
+    seed: int = 0,
+    test: int = 60,
+    name: str = "easy",
+    store_dtype: str = "float16",
 ) -> Cache:
     """A finished cache whose three classes a head can tell apart."""
-    cache = empty_cache(folder, {"train": n, "test": test}, {"flatten": width}, rows_per_shard=64, name=name)
+    cache = empty_cache(folder, {"train": n, "test": test}, {"flatten": width}, 64, store_dtype, name)
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(3, width)) * 2
     for part in cache.todo():
         labels = cache.plan.labels[part.first : part.stop]
         noise = np.random.default_rng([seed, part.first]).normal(size=(len(part), width))
-        cache.commit(part, {"flatten": (centres[labels] + noise).astype(np.float16)})
+        cache.commit(part, {"flatten": (centres[labels] + noise).astype(cache.row_dtype)})
     cache.seal()
     return cache

@@ -50,7 +50,7 @@ class _Gpu:
 
 
 class _Recipe:
-    fingerprint, store_dtype = "f" * 64, "float16"
+    fingerprint, row_dtype = "f" * 64, "float16"
 
 
 def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,8 +49,8 @@ def test_differences_name_the_field_and_both_values() -> None:
 
 
 def test_an_unknown_format_is_refused_with_both_numbers() -> None:
-    with pytest.raises(FormatError, match=r"Unknown format 2 .* reads format 1"):
-        Recipe.from_dict({**recipe().to_dict(), "format": 2})
+    with pytest.raises(FormatError, match=r"Unknown format 3 .* reads formats 1 and 2"):
+        Recipe.from_dict({**recipe().to_dict(), "format": 3})
 
 
 def test_an_unexpected_field_is_refused() -> None:

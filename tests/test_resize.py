@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from featcache.backbones import fitting, resize_kernel
 from featcache.backbones import resize_plan as plans
 from featcache.backbones.preprocess import fit
 from featcache.backbones.resize import Resizer, resizer
@@ -88,6 +91,27 @@ def test_both_orders_of_the_passes_are_reproduced(how: str) -> None:
     assert not plans.down_first((40, 40), (40, 50))
 
 
+@pytest.mark.parametrize(
+    ("size", "p"),
+    [
+        ((20, 20), Preprocess("auto", 30, 40)),
+        ((61, 40), Preprocess("weights", 30, 24)),
+        ((9, 30), Preprocess("weights", 20, 28, "bicubic")),
+        ((40, 20), Preprocess("weights", 12, 16, "lanczos")),
+        ((20, 30), Preprocess("squash", 8, 8, "nearest")),
+    ],
+)
+def test_the_kernel_of_a_gpu(size: tuple[int, int], p: Preprocess, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted, where there is no GPU."""
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(resize_kernel, "_resize", triton.jit(resize_kernel._passes))
+    monkeypatch.setattr(torch.cuda, "device_of", lambda _: nullcontext())
+    images = batch(3, *size, hard=p.interpolation != "bilinear")
+    fused = resize_kernel._Fused(plans.resize_plan(size, p), torch.device("cpu"))
+    assert np.array_equal(fused(torch.from_numpy(images)).numpy(), fitted(images, p))
+
+
 def test_the_order_matters() -> None:
     """Else the test above could not fail."""
     image = batch(1, 61, 40)[0]
@@ -144,6 +168,71 @@ def test_unknown_interpolation_and_a_pillow_that_computes_otherwise(monkeypatch:
     with pytest.raises(BackboneError, match="Pillow's box resize is not the one known here"):
         Resizer((8, 8), Preprocess("squash", 24, 24, "box"))
     plans.is_pillows.cache_clear()
+
+
+def many(count: int, size: tuple[int, int], hard: bool = False) -> list[NDArray[np.uint8]]:
+    return list(batch(count, *size, hard=hard))
+
+
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("count", [1, 2, fitting.TOGETHER, fitting.TOGETHER + 1, 19])
+@pytest.mark.parametrize(
+    "size", [(32, 32), (28, 28), (8, 8), (1, 1), (31, 17), (64, 64), (65, 65), (40, 300)]
+)
+def test_many_images_at_once_on_the_cpu(size: tuple[int, int], count: int, hard: bool) -> None:
+    images, p = many(count, size, hard), Preprocess("auto", 256, 224)
+    out = np.full((count, 224, 224, 3), 7, np.uint8)
+    fitting.fit_all(images, p, out)
+    assert np.array_equal(out, fitted(np.stack(images), p))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.integers(20, 150),
+    st.sampled_from(["bilinear", "bicubic", "box", "nearest", "hamming"]),
+)
+def test_the_upscaling_is_pillows_whatever_the_sizes(height: int, width: int, crop: int, how: str) -> None:
+    """Also where it would not be chosen because it is not faster."""
+    p = Preprocess("squash", crop, crop, how)
+    plan = plans.resize_plan((height, width), p)
+    if plan.down_first or max(height, width) > crop:
+        return
+    images, out = batch(5, height, width, seed=crop), np.zeros((5, crop, crop, 3), np.uint8)
+    fitting.Upscaling(plan)(images, out)
+    assert np.array_equal(out, fitted(images, p))
+
+
+def test_which_sizes_are_upscaled_together() -> None:
+    p = Preprocess("auto", 256, 224)
+    kept = fitting._Kept()
+    assert all(kept.upscaling((side, side), p) is not None for side in (1, 8, 28, 32, 64))
+    assert all(
+        kept.upscaling(size, p) is None for size in [(96, 96), (224, 224), (375, 500), (1, 100_000_000)]
+    )
+    assert kept.upscaling((32, 32), Preprocess("auto", 256, 224, "bicubic")) is None
+
+
+def test_images_of_several_sizes_and_bad_ones_on_the_cpu() -> None:
+    p = Preprocess("auto", 60, 56)
+    mixed = [batch(1, height, 9)[0] for height in (9, 9, 10, 80)]
+    out = np.zeros((4, 56, 56, 3), np.uint8)
+    fitting.fit_all(mixed, p, out)
+    assert all(np.array_equal(got, fit(image, p)) for got, image in zip(out, mixed, strict=True))
+    with pytest.raises(BackboneError, match="must be uint8"):
+        fitting.fit_all([mixed[0], np.zeros((9, 9, 3))], p, out)
+    with pytest.raises(BadImageError, match="too elongated"):
+        fitting.fit_all([np.zeros((1, 90_000, 3), np.uint8)] * 2, p, out[:2])
+
+
+def test_threads_fit_side_by_side() -> None:
+    images, p = many(24, (32, 32)), Preprocess("auto", 256, 224)
+    outs = [np.zeros((24, 224, 224, 3), np.uint8) for _ in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(lambda out: fitting.fit_all(images, p, out), outs))
+    wanted = fitted(np.stack(images), p)
+    assert all(np.array_equal(out, wanted) for out in outs)
 
 
 def test_resizers_are_kept() -> None:

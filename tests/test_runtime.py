@@ -227,6 +227,24 @@ def test_folding_batch_norm_changes_next_to_nothing() -> None:
         assert (split(images)["flatten"] - before).norm() <= 1e-5 * before.norm()
 
 
+@pytest.mark.parametrize(
+    ("name", "opened", "folded"), [("mobilenet_v2", 36, 52), ("regnet_y_400mf", 53, 53), ("resnet18", 0, 20)]
+)
+def test_convolution_and_norm_in_one_module_are_folded_too(name: str, opened: int, folded: int) -> None:
+    net = network(name)
+    nodes = catalogue.resolve_nodes(name, net)
+    images = Normalise(MEAN, STD, "cpu", torch.float32)(batch(2))
+    body = copy.deepcopy(graph.cut(graph.trace(net), nodes)).eval()
+    with torch.inference_mode():
+        before = body(images)[nodes[0].name]
+        assert graph.open_sequences(body) == opened
+        assert torch.equal(body(images)[nodes[0].name], before)
+        assert graph.open_sequences(body) == 0
+        assert graph.fold_batch_norm(body) == folded
+        assert not any(isinstance(module, nn.BatchNorm2d) for module in body.modules())
+        assert (body(images)[nodes[0].name] - before).norm() <= 1e-5 * before.norm()
+
+
 def test_weights_that_are_not_finite_matter_only_where_they_are_used() -> None:
     net = network("vgg11")
     for parameter in net.classifier.parameters():

@@ -209,6 +209,31 @@ def cut(traced: Traced, nodes: Sequence[Node]) -> fx.GraphModule:
     return fx.GraphModule(traced.network, traced.graph)
 
 
+def open_sequences(body: fx.GraphModule) -> int:
+    """Replace every module that only calls its parts in turn by these calls, in place; return how many.
+
+    torchvision's convolution, norm and activation in one is such a module; it is one node to whoever names
+    nodes, and three to what follows here.
+    """
+    closed = [n for n in body.graph.nodes if n.op == "call_module" and _is_sequence(body, n)]
+    for node in closed:
+        value = node.args[0]
+        parts: Any = body.get_submodule(str(node.target))
+        for name in parts._modules:  # a part may stand in it twice
+            with body.graph.inserting_before(node):
+                value = body.graph.call_module(f"{node.target}.{name}", (value,))
+        node.replace_all_uses_with(value)
+        body.graph.erase_node(node)
+    body.recompile()
+    return len(closed)
+
+
+def _is_sequence(body: fx.GraphModule, node: fx.Node) -> bool:
+    module = body.get_submodule(str(node.target))
+    plain = type(module).forward is nn.Sequential.forward and not node.kwargs
+    return plain and len(node.args) == 1 and len(module) > 0  # type: ignore[arg-type]
+
+
 def fold_batch_norm(body: fx.GraphModule) -> int:
     """Fold every batch norm that follows a convolution into it, in place; return how many.
 

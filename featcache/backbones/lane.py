@@ -132,19 +132,26 @@ class Lane:
         rows: NDArray[np.floating] = torch.empty(shape, dtype=self._dtype, pin_memory=True).numpy()
         return rows
 
+    def prepare(self, shape: tuple[int, int]) -> None:
+        """Record the graph for images of a size (height, width) now, rather than at the first batch."""
+        while self._cuda:
+            try:
+                with torch.cuda.device(self.extractor.device), frozen(self.extractor.precision):
+                    self._program((*shape, 3))
+                return
+            except torch.OutOfMemoryError as error:
+                self._halve(error)
+
     def seconds(self, runs: int = 5) -> float:
         """Return the seconds a GPU takes for a batch of fitted images, the median of some runs.
 
         Raises:
             BackboneError: not even one image fits into the device's memory.
         """
-        shape = (self.extractor.crop, self.extractor.crop, 3)
-        while True:
-            try:
-                with torch.cuda.device(self.extractor.device), frozen(self.extractor.precision):
-                    return self._program(shape).seconds(runs)
-            except torch.OutOfMemoryError as error:
-                self._halve(error)
+        crop = self.extractor.crop
+        self.prepare((crop, crop))
+        with torch.cuda.device(self.extractor.device), frozen(self.extractor.precision):
+            return self._program((crop, crop, 3)).seconds(runs)
 
     def submit(self, pixels: NDArray[np.uint8], rows: Rows) -> Flight:
         """Compute the rows of images, uint8 (n, crop, crop, 3) or (n, H, W, 3) of any one size.

@@ -6,8 +6,8 @@ bytes cost less than writing the image between the passes to memory and reading 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from featcache.backbones.taps import BITS, HALF, Taps
 
 BLOCK = 1024  # output bytes a program
 
+_log = logging.getLogger(__name__)
+
 try:
     import triton  # type: ignore[import-untyped]
     import triton.language as tl  # type: ignore[import-untyped]
@@ -26,8 +28,20 @@ except ImportError:  # without it the passes are torch's
 
 
 def kernel_for(plan: ResizePlan, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """Return a function from uint8 (B, H, W, 3) to uint8 (B, crop, crop, 3); None where Triton is missing."""
-    return None if triton is None else _Fused(plan, device)
+    """Return a function from uint8 (B, H, W, 3) to uint8 (B, crop, crop, 3).
+
+    None where there is no Triton, or it cannot compile here (it wants a C compiler besides).
+    """
+    if triton is None:
+        return None
+    fused = _Fused(plan, device)
+    try:
+        fused(torch.zeros((1, *plan.source, 3), dtype=torch.uint8, device=device))
+        torch.cuda.synchronize(device)
+    except Exception as error:  # a compiler raises anything; torch's own passes do as well, if slower
+        _log.info("the resize kernel cannot be used: %s", str(error).splitlines()[:1])
+        return None
+    return fused
 
 
 class _Fused:
@@ -70,27 +84,27 @@ def _on_device(taps: Taps, device: torch.device) -> tuple[Tensor, Tensor]:
     return index, weight
 
 
-def _passes(
-    images: Any,
-    out: Any,
-    down_index: Any,
-    down_weight: Any,
-    across_index: Any,
-    across_weight: Any,
-    image_bytes: Any,
-    row_bytes: Any,
-    rows: Any,
-    columns: Any,
-    crop: Any,
-    top: Any,
-    left: Any,
+def _passes(  # type: ignore[no-untyped-def]
+    images,
+    out,
+    down_index,
+    down_weight,
+    across_index,
+    across_weight,
+    image_bytes,
+    row_bytes,
+    rows,
+    columns,
+    crop,
+    top,
+    left,
     DOWN: tl.constexpr,  # taps along the height; capitals are known when the kernel is compiled
     ACROSS: tl.constexpr,
     DOWN_FIRST: tl.constexpr,
     BITS: tl.constexpr,
     HALF: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     image = tl.program_id(1).to(tl.int64)
     inside = at < rows * columns * 3

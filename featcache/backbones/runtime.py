@@ -162,6 +162,7 @@ def _prepared(body: fx.GraphModule, dtype: torch.dtype, device: str) -> fx.Graph
     """Return a copy of the cut network: checked, folded, on the device and in its dtype."""
     _check_finite(body)
     body = copy.deepcopy(body).eval().requires_grad_(False)
+    graph.open_sequences(body)
     graph.fold_batch_norm(body)
     if device != "cpu":
         fused.fuse(body)

@@ -4,24 +4,54 @@ from __future__ import annotations
 
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from featcache.commands import options
-from featcache.commands.output import show, show_json, size
+from featcache.commands.output import progress_bar, show, show_json, size
 from featcache.errors import CacheError
+
+if TYPE_CHECKING:
+    from featcache.extraction.drift import Drift
 
 
 @click.command(short_help="Versions, devices, where things are, and whether the disk keeps its promises.")
+@click.option(
+    "--drift",
+    metavar="CACHE",
+    help="Embed rows of a cache again on this machine and compare them with what it holds.",
+)
+@click.option(
+    "--rows",
+    type=click.IntRange(2),
+    default=100,
+    show_default=True,
+    help="With --drift: how many, at random.",
+)
+@click.option("--dataset", help="With --drift: where the images are now, if they were moved.")
+@click.option("--weights", help="With --drift: where the weights are now, if they were moved.")
+@options.device
 @options.data_dir
 @options.features_dir
 @options.as_json
-def doctor(data_dir: Path, features_dir: Path, as_json: bool) -> None:
+def doctor(
+    drift: str | None,
+    rows: int,
+    dataset: str | None,
+    weights: str | None,
+    device: str,
+    data_dir: Path,
+    features_dir: Path,
+    as_json: bool,
+) -> int:
     """Show versions, devices and folders, and test whether the features folder is safe to write to.
 
-    Exit code 1 if the file system does not keep a promise the write protocol needs.
+    Exit code 1 if the file system does not keep a promise the write protocol needs; with --drift, if a row
+    computed here is further from the stored one than the recipe's precision allows.
     """
+    if drift is not None:
+        return _drift(drift, features_dir, data_dir, device, (rows, dataset, weights), as_json)
     facts = _facts(data_dir, features_dir)
     broken = {name: why for name, why in facts["file_system"].items() if why}
     if as_json and not broken:
@@ -39,6 +69,45 @@ def doctor(data_dir: Path, features_dir: Path, as_json: bool) -> None:
         raise CacheError(
             f"The file system of {features_dir} is not safe: {name}: {why}.", "Choose another --features-dir."
         )
+    return 0
+
+
+def _drift(
+    name: str,
+    features_dir: Path,
+    data_dir: Path,
+    device: str,
+    how: tuple[int, str | None, str | None],
+    as_json: bool,
+) -> int:
+    from featcache.commands.train import open_cache
+    from featcache.extraction.drift import drift
+    from featcache.extraction.request import Settings
+
+    rows, dataset, weights = how
+    cache = open_cache(features_dir, name)
+    settings = Settings(cache.path.parent, data_dir, device)
+    with progress_bar(as_json) as progress:
+        found = drift(cache.path, settings, rows, dataset=dataset, weights=weights, progress=progress)
+    if as_json:
+        show_json(found.to_dict())
+    else:
+        _show_drift(found)
+    return 0 if found.within else 1
+
+
+def _show_drift(found: Drift) -> None:
+    for node, apart in found.nodes.items():
+        show(f"{node:<22} smallest cosine {apart.cosine:.8f}")
+        where = f"{apart.worst}, column {apart.column}"
+        show(f"{'':<22} largest difference {apart.difference:.2e} of the column's deviation, in {where}")
+    for library, (then, now) in found.versions.items():
+        show(f"{library:<22} {then} when it was made, {now} here")
+    limit = found.largest_difference
+    allowed = f"cosine at least {found.least_cosine:g}" + ("" if limit is None else f", difference {limit:g}")
+    verdict = "No drift" if found.within else "Drift"
+    advice = "" if found.within else " Do not extend it here: extract it anew."
+    show(f"{verdict}: {found.rows} rows of {found.cache} ({allowed}).{advice}")
 
 
 def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:

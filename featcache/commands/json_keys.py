@@ -90,6 +90,15 @@ KEYS: dict[str, dict[str, str]] = {
         "`confusion` (rows: true class)",
         "test": "the same for the test split",
     },
+    "predict": {
+        "run": "the run's id",
+        "images": "how many were classified",
+        "bad_images": "how many could not be read",
+        "seconds": "from the first file to the last",
+        "images_per_second": "of these",
+        "predictions": "a list in order, each with path, class, probability, top (the likeliest classes, "
+        "each with class and probability) and error (null, or why there is no class)",
+    },
     "runs": {"runs": "a list, each with the columns of the ledger"},
     "runs --check": {
         "runs": "how many run folders there are",
@@ -141,6 +150,17 @@ KEYS: dict[str, dict[str, str]] = {
         "devices": "what there is to compute on",
         "folders": "where data, features and official weights are",
         "file_system": 'promise → "" where it is kept, else what happened',
+    },
+    "doctor --drift": {
+        "cache": "the cache's name",
+        "rows": "how many rows were embedded again",
+        "nodes": "node → how far they are from the stored ones: cosine (the smallest over the rows), "
+        "difference (the largest, in standard deviations of its column, beyond what rounding to the stored "
+        "type explains), worst (id of that row), column",
+        "least_cosine": "what is allowed for the recipe's precision",
+        "largest_difference": "likewise; null where only the cosine is held to a limit",
+        "versions": "library → [when it was made, here], where they differ",
+        "within": "whether all is within what is allowed; if not, the exit code is 1",
     },
     "demo": {
         "weights": "which weights ResNet-18 got",

@@ -20,6 +20,7 @@ COMMANDS = {
     "train-head": "train:train_head",
     "sweep": "sweep:sweep",
     "evaluate": "train:evaluate",
+    "predict": "predict:predict",
     "runs": "runs:runs",
     "compare": "compare:compare",
     "ls": "caches:ls",

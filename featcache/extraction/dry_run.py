@@ -12,6 +12,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.extraction.runtime import take_runtime
 from featcache.extraction.siblings import rows_elsewhere
 from featcache.progress import Progress, silent
+from featcache.recipe import ITEMSIZES
 from featcache.store import records
 from featcache.store.cache import Cache
 
@@ -46,7 +47,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     take_runtime(job, extractor, settings, left, name, remember=False)
     measured = measured_rate(job, extractor, batch_size, settings.workers)
     record = job.record(measured["columns"], settings.rows_per_shard)
-    itemsize = 2 if job.recipe.store_dtype == "float16" else 4
+    itemsize = ITEMSIZES[job.recipe.store_dtype]
     needed = needed_bytes(job.plan(), measured["columns"], itemsize, record["rows_per_shard"], left)
     check_space(settings.features_dir, needed)
     return {
@@ -71,7 +72,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
 
 
 def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
-    itemsize = 2 if cache.recipe.store_dtype == "float16" else 4
+    itemsize = ITEMSIZES[cache.recipe.store_dtype]
     return {
         "cache": str(cache.path),
         "hit": True,

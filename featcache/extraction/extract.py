@@ -14,6 +14,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
+from featcache.recipe import ITEMSIZES
 from featcache.store import records
 from featcache.store.recent import mark_used
 
@@ -201,7 +202,7 @@ def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:
     from featcache.store.cache import Cache
 
     record, plan = job.record(columns, settings.rows_per_shard), job.plan()
-    itemsize = 2 if job.recipe.store_dtype == "float16" else 4
+    itemsize = ITEMSIZES[job.recipe.store_dtype]
     needed = needed_bytes(plan, columns, itemsize, record["rows_per_shard"], len(plan))
     check_space(settings.features_dir, needed)
     name = records.folder_name(job.dataset.name, job.recipe.backbone, job.key)

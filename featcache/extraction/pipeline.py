@@ -70,6 +70,7 @@ def run(
     reader = Reader(dataset, cache.recipe.preprocess, reading(lane, batch_size, workers, max_pixels))
     writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth)
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress))
+    lane.prepare(reader.shape)  # while the processes that decode begin
     under_way: deque[tuple[Batch, Features, Flight]] = deque()
     try:
         for batch in reader.batches(shared(cache.path, left, partial(_committed, cache))):
@@ -95,7 +96,7 @@ def lane_of(recipe: Recipe, extractor: Extractor, batch_size: int) -> Lane:
     """Return the lane that computes a recipe's rows; on a GPU it resizes small images itself."""
     step, device = recipe.preprocess, extractor.device
     resize = partial(_resizer, step, device) if device != "cpu" and is_pillows(step.interpolation) else None
-    return Lane(extractor, recipe.store_dtype, batch_size, resize)
+    return Lane(extractor, recipe.row_dtype, batch_size, resize)
 
 
 def _resizer(step: Preprocess, device: str, source: Shape) -> Resizer:
@@ -151,7 +152,7 @@ class _Work:
         value = float(self.extractor(image[None])[node][0, column])
         if np.isfinite(value):
             return CacheError(
-                f"A feature does not fit into {self.cache.recipe.store_dtype}: {value:g} in {where}.",
+                f"A feature does not fit into {self.cache.row_dtype}: {value:g} in {where}.",
                 "Extract with --store-dtype float32.",
             )
         return CacheError(

@@ -91,6 +91,11 @@ class Reader:
         )
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
+    @property
+    def shape(self) -> Shape:
+        """The size, height and width, in which images come first."""
+        return self._own or self.fitting.shape()
+
     def batches(self, parts: Iterator[ShardPlan]) -> Iterator[Batch]:
         """Yield the batches of the shards in order, decoded; give each back when its pixels were read.
 

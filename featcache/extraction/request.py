@@ -15,7 +15,7 @@ from featcache.version import VERSION
 PREPROCESS = ("auto", "weights", "squash")
 NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
-STORE_DTYPES = ("float16", "float32")
+STORE_DTYPES = ("float16", "float32", "int8")
 ON_BAD_IMAGE = ("error", "skip")
 RUNTIMES = ("auto", "torch", "compile", "openvino")
 RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")

@@ -15,8 +15,8 @@ from featcache.extraction.request import Request, versions
 from featcache.images.dataset import Dataset
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress
-from featcache.recipe import Decoding, Preprocess, Recipe
-from featcache.store.plan import Plan, rows_per_shard
+from featcache.recipe import Decoding, Preprocess, Recipe, format_of
+from featcache.store.plan import Plan, rows_of_shards
 from featcache.store.records import cache_key
 
 IGNORED_NAMES = 1000
@@ -71,14 +71,13 @@ class Job:
 
     def record(self, columns: dict[str, int], shard_rows: int | None) -> dict[str, Any]:
         """Return the content of `recipe.json`, but for the plan's hash."""
-        itemsize = 2 if self.recipe.store_dtype == "float16" else 4
-        widest = max(columns.values()) * itemsize
+        widest = max(columns.values())
         return {
             "key": self.key,
             "recipe": self.recipe.to_dict(),
             "dataset": self.dataset_record(),
             "columns": columns,
-            "rows_per_shard": shard_rows or rows_per_shard(widest),
+            "rows_per_shard": shard_rows or rows_of_shards(widest, self.recipe.store_dtype),
             "request": self._where(),
             "versions": versions(),
         }
@@ -114,6 +113,7 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
         preprocess=step,
         precision=request.precision,
         store_dtype=request.store_dtype,
+        format=format_of(request.store_dtype),
         decoding=Decoding(max_pixels=request.max_pixels),
     )
     return Job(request, dataset, recipe, network, weights_before, list(choice.notes))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, layout, records, shard
+from featcache.store import claims, layout, quantised, records, shard
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -52,7 +52,7 @@ class Cache:
             data = plan.to_bytes()
             atomic.write(path / records.PLAN, data)
             whole = {
-                "format": FORMAT,
+                "format": record["recipe"]["format"],
                 **record,
                 "plan": {"bytes": len(data), "xxh3_128": shard.hash_of(data)},
             }
@@ -78,6 +78,11 @@ class Cache:
     def recipe(self) -> Recipe:
         """The recipe its features were computed by."""
         return Recipe.from_dict(self.record["recipe"])
+
+    @property
+    def row_dtype(self) -> str:
+        """The dtype of the rows that `commit` takes: "float16" or "float32"."""
+        return self.recipe.row_dtype
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -143,7 +148,7 @@ class Cache:
 
         Args:
             part: the planned shard.
-            features: node → (n, D) in the stored dtype; zero for rows in `bad`.
+            features: node → (n, D) in `row_dtype`; zero for rows in `bad`.
             bad: (row, reason) of the images that could not be read.
 
         Raises:
@@ -151,8 +156,9 @@ class Cache:
         """
         status = np.zeros(len(part), dtype=np.uint8)
         status[[row - part.first for row, _ in bad]] = shard.BAD
+        stored, extra = self._as_stored(features, status)
         labels = self.plan.labels[part.first : part.stop]
-        data = layout.pieces(shard.arrays(features, labels, part.rows, status))
+        data = layout.pieces(shard.arrays(stored, labels, part.rows, status, extra))
         digest = layout.hash_of(data)
         record = Commit(
             key=self.key,
@@ -167,6 +173,14 @@ class Cache:
         )
         atomic.write(self.path / records.SHARDS / record.file, data)
         return atomic.publish_once(self.path / records.COMMITS / f"{part.name}.json", record.to_bytes())
+
+    def _as_stored(
+        self, features: Mapping[str, NDArray[Any]], status: NDArray[np.uint8]
+    ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]:
+        """Return the features as they are stored, and what is stored beside them by name."""
+        if self.recipe.store_dtype != "int8":
+            return features, {}
+        return quantised.encoded(features, status == shard.OK)
 
     def seal(self) -> dict[str, Any]:
         """Write the seal once every shard is committed, and return it.

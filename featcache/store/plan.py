@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import DamagedError
 from featcache.images.sample import SPLITS
+from featcache.recipe import ITEMSIZES
 
 PAGE = 4096
 SHARD_BYTES = 64 * 1024 * 1024
@@ -121,6 +122,15 @@ class Plan:
 def _names(blob: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[str]:
     data, starts = blob.tobytes(), [0, *ends[:-1].tolist()]
     return [data[a:b].decode("utf-8", "surrogateescape") for a, b in zip(starts, ends.tolist(), strict=True)]
+
+
+def rows_of_shards(columns: int, store_dtype: str) -> int:
+    """Return how many rows of `columns` features go into a shard.
+
+    In int8 no more than in float32, as which they are gathered: that is what takes memory.
+    """
+    size = ITEMSIZES[store_dtype]
+    return rows_per_shard(columns * size, SHARD_BYTES // 4 if store_dtype == "int8" else SHARD_BYTES)
 
 
 def rows_per_shard(row_bytes: int, limit: int = SHARD_BYTES, most: int = SHARD_ROWS) -> int:

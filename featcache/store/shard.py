@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import h5py
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import DamagedError
 from featcache.store import layout
+from featcache.store.quantised import OFFSET, SCALE, name_of
 
 OK, BAD = 0, 1  # the status codes of a row
 FEATURES = "features"
@@ -38,10 +40,11 @@ class Block:
 
 
 def arrays(
-    features: Mapping[str, NDArray[np.floating]],
+    features: Mapping[str, NDArray[np.floating] | NDArray[np.int8]],
     labels: NDArray[np.int64],
     rows: NDArray[np.int64],
     status: NDArray[np.uint8],
+    extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> dict[str, NDArray[np.generic]]:
     """Return the arrays of a shard by their names in the file, in the order they are written.
 
@@ -50,24 +53,27 @@ def arrays(
         labels: (n,) class numbers.
         rows: (n,) rows of the plan.
         status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
+        extra: scales and offsets of features in int8, by name.
     """
     named: dict[str, NDArray[np.generic]] = {
-        FEATURES if len(features) == 1 else f"{FEATURES}/{node}": np.ascontiguousarray(array)
+        name_of(FEATURES, node, len(features) == 1): np.ascontiguousarray(array)
         for node, array in features.items()
     }
+    named.update(extra)
     named["label"], named["row"] = labels.astype(np.int64), rows.astype(np.int64)
     named["status"] = status.astype(np.uint8)
     return named
 
 
 def build(
-    features: Mapping[str, NDArray[np.floating]],
+    features: Mapping[str, NDArray[np.floating] | NDArray[np.int8]],
     labels: NDArray[np.int64],
     rows: NDArray[np.int64],
     status: NDArray[np.uint8],
+    extra: Mapping[str, NDArray[np.float32]] = MappingProxyType({}),
 ) -> bytes:
     """Return the bytes of a shard as HDF5 writes it; equal arrays give equal bytes. Arguments as `arrays`."""
-    return layout.write(arrays(features, labels, rows, status))
+    return layout.write(arrays(features, labels, rows, status, extra))
 
 
 def hash_of(data: bytes | memoryview) -> str:
@@ -109,8 +115,9 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
         "status": ((rows,), "uint8"),
     }
     for node, width in columns.items():
-        name = FEATURES if len(columns) == 1 else f"{FEATURES}/{node}"
-        expected[name] = ((rows, width), dtype)
+        expected[name_of(FEATURES, node, len(columns) == 1)] = ((rows, width), dtype)
+        for what in (SCALE, OFFSET) if dtype == "int8" else ():
+            expected[name_of(what, node, len(columns) == 1)] = ((width,), "float32")
     size = path.stat().st_size
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -123,14 +130,15 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
 
 def _check_names(file: h5py.File, expected: Mapping[str, object], path: Path) -> None:
     top = {name.partition("/")[0] for name in expected}
-    nested = {name.partition("/")[2] for name in expected if "/" in name}
     if set(file.keys()) != top:
         raise _damaged(path, f"it holds {sorted(file.keys())}, expected {sorted(top)}")
     for name in top:
         if not isinstance(file.get(name, getlink=True), h5py.HardLink):
             raise _damaged(path, f"{name!r} is a link to elsewhere")
-    if nested and set(file[FEATURES].keys()) != nested:
-        raise _damaged(path, f"{FEATURES!r} holds other nodes than {sorted(nested)}")
+    for group in {name.partition("/")[0] for name in expected if "/" in name}:
+        nested = {name.partition("/")[2] for name in expected if name.startswith(f"{group}/")}
+        if set(file[group].keys()) != nested:
+            raise _damaged(path, f"{group!r} holds other nodes than {sorted(nested)}")
 
 
 def _block(file: h5py.File, name: str, path: Path, size: int, shape: tuple[int, ...], dtype: str) -> Block:

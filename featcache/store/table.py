@@ -16,7 +16,9 @@ from featcache.images.splits import validation_split
 from featcache.store.cache import Cache
 from featcache.store.mapping import one_array
 from featcache.store.plan import Plan
+from featcache.store.quantised import OFFSET, SCALE, QuantisedRows, joined, name_of
 from featcache.store.records import Commit
+from featcache.store.shard import FEATURES, Block
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Table:
     table is the whole split or a run of it, else the chosen rows of it, copied at first use.
     """
 
-    base: NDArray[Any]
+    base: NDArray[Any] | QuantisedRows
     index: NDArray[np.int64]  # (N,) positions in base, rising
     rows: NDArray[np.int64]  # (N,) rows of the plan
     y: NDArray[np.int64]  # (N,) class numbers
@@ -40,11 +42,14 @@ class Table:
         return len(self.index)
 
     @cached_property
-    def X(self) -> NDArray[Any]:  # the field's name for features
-        """The features (N, D)."""
+    def X(self) -> NDArray[Any] | QuantisedRows:  # the field's name for features
+        """The features (N, D); of a cache in int8 they become floats where they are read."""
         if len(self.index) and self.index[-1] - self.index[0] + 1 == len(self.index):
-            return self.base[self.index[0] : self.index[-1] + 1]
-        return self.base[self.index]
+            return self._rows(slice(int(self.index[0]), int(self.index[-1]) + 1))
+        return self._rows(self.index)
+
+    def _rows(self, rows: slice | NDArray[np.int64]) -> NDArray[Any] | QuantisedRows:
+        return self.base.part(rows) if isinstance(self.base, QuantisedRows) else self.base[rows]
 
     @property
     def columns(self) -> int:
@@ -100,10 +105,9 @@ def read_table(
         raise _empty(cache, split)
     chosen = cache.node(node)
     blocks = [cache.blocks(done[part.name]) for part in cache.shards() if part.name.startswith(f"{stored}-")]
-    name = "features" if len(cache.columns) == 1 else f"features/{chosen}"
     rows = positions + first
     return Table(
-        base=one_array([block[name] for block in blocks]),
+        base=_base(blocks, chosen, len(cache.columns) == 1),
         index=positions,
         rows=rows,
         y=cache.plan.labels[rows],
@@ -112,6 +116,18 @@ def read_table(
         node=chosen,
         plan=cache.plan,
     )
+
+
+def _base(blocks: list[dict[str, Block]], node: str, alone: bool) -> NDArray[Any] | QuantisedRows:
+    """Return all rows of the shards of a split."""
+    features = [block[name_of(FEATURES, node, alone)] for block in blocks]
+    rows = one_array(features)
+    if features[0].dtype != np.int8:
+        return rows
+    scale, offset = (
+        np.stack([block[name_of(what, node, alone)].map() for block in blocks]) for what in (SCALE, OFFSET)
+    )
+    return joined(rows.view(np.int8), [block.shape[0] for block in features], scale, offset)
 
 
 def has_split(cache: Cache, split: str, val_fraction: float = 0.2) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from featcache.backbones import catalogue, fused, graph, weights
+from featcache.backbones import catalogue, weights
 from featcache.backbones.lane import Lane
 from featcache.backbones.runtime import Extractor
 from featcache.errors import BackboneError, OptionError
-from featcache.recipe import Node, Preprocess
+from featcache.recipe import Preprocess
 
 SIZE = 64
 STEP = Preprocess("squash", SIZE, SIZE, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -172,87 +171,3 @@ def test_a_gpu_lane_agrees_with_the_cpu(name: str, precision: str, least: float)
     rows = room(source, 5, "float32")
     assert Lane(source, "float32", 4).submit(pixels, rows).wait()
     assert all(cosine(rows[node], wanted[node]) >= least for node in wanted)
-
-
-# -- fused convolutions ------------------------------------------------------------------------------------
-
-FUSED = {  # how many convolutions each has that a ReLU follows, directly or after an addition
-    "vgg16": 13,
-    "resnet18": 17,
-    "resnet50": 49,
-    "squeezenet1_0": 25,
-    "densenet121": 59,
-    "googlenet": 57,
-}
-
-
-def cut(name: str, nodes: tuple[Node, ...] = ()) -> Any:
-    net = network(name)
-    body = copy.deepcopy(graph.cut(graph.trace(net), nodes or catalogue.resolve_nodes(name, net))).eval()
-    graph.fold_batch_norm(body)
-    return body
-
-
-@pytest.mark.parametrize("name", FUSED)
-def test_fusing_changes_nothing_but_the_number_of_steps(name: str) -> None:
-    body = cut(name)
-    x = torch.randn(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        before = body(x)
-        assert fused.fuse(body) == FUSED[name]
-        after = body(x)
-    for node, rows in before.items():
-        torch.testing.assert_close(after[node], rows, rtol=1e-6, atol=1e-6)
-    assert sum(isinstance(module, fused.FusedConvolution) for module in body.modules()) == FUSED[name]
-    assert fused.fuse(body) == 0
-
-
-def test_what_is_read_elsewhere_is_not_fused() -> None:
-    asked = (Node("layer1.0.conv1", "avg"), Node("layer1.1.add", "avg"), Node("layer1.1.relu_1", "avg"))
-    body = cut("resnet18", asked)
-    x = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        before = {node: rows.clone() for node, rows in body(x).items()}
-        assert (
-            fused.fuse(body) == 3
-        )  # the stem, the sum of layer1.0, the first of layer1.1: its sum is asked for
-        after = body(x)
-    assert before["layer1.1.add"].min() < before["layer1.1.relu_1"].min()
-    for node, rows in before.items():
-        torch.testing.assert_close(after[node], rows, rtol=1e-6, atol=1e-6)
-
-
-class _Odd(nn.Module):
-    """Sums and ReLUs that look like a residual block and are none."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 3, 3, padding="same"), nn.Conv2d(3, 3, 1)
-        self.c, self.d = nn.Conv2d(3, 3, 3, padding=1, padding_mode="reflect"), nn.Conv2d(3, 3, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.a(x))
-        x = torch.relu(torch.add(self.b(x), x, alpha=2))
-        x = torch.relu(self.c(x) + 3)
-        y = self.d(x)
-        x = torch.relu(y + y)
-        return torch.relu(self.d(x) + self.b(x))
-
-
-def test_only_what_cudnn_computes_is_fused() -> None:
-    odd = _Odd()
-    body = torch.fx.symbolic_trace(odd)
-    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        wanted = odd(x)
-        assert fused.fuse(body) == 1
-        torch.testing.assert_close(body(x), wanted)
-
-
-def test_the_steps_of_a_fused_convolution() -> None:
-    conv = nn.Conv2d(4, 5, 3, stride=2, padding=1)
-    module = fused.FusedConvolution(conv)
-    x, addend = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 4, 4)
-    with torch.inference_mode():
-        torch.testing.assert_close(module(x), torch.relu(conv(x)))
-        torch.testing.assert_close(module(x, addend), torch.relu(conv(x) + addend))

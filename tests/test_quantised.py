@@ -45,8 +45,7 @@ def test_no_value_is_off_by_more_than_half_a_step(
     exact = back.codes * back.scale[0].astype(np.float64) + back.offset[0]
     allowed = step / 2 + 4 * np.spacing(np.abs(values).max(axis=0))
     assert (np.abs(exact - values) <= allowed).all()
-    rounding = np.spacing(np.abs(values).max(axis=0).astype(back.dtype)).astype(np.float64)
-    assert (np.abs(np.asarray(back, dtype=np.float64) - values) <= allowed + rounding).all()
+    assert (np.abs(np.asarray(back, dtype=np.float64) - values) <= allowed).all()
 
 
 def test_zeros_and_constant_columns_stay_as_they_are() -> None:
@@ -81,17 +80,15 @@ def test_what_is_not_finite_is_never_stored(value: float) -> None:
         coded(values, ALL)
 
 
+def test_rows_that_were_cast_before_are_refused() -> None:
+    with pytest.raises(CacheError, match="must come as float32, got int8"):
+        coded(rows().astype(np.int8), ALL)
+
+
 def test_the_largest_floats_fit() -> None:
     values = np.array([[3e38], [-3e38], [0]], dtype=np.float32)
     back = one(values)
-    assert back.dtype == np.float32
     np.testing.assert_allclose(np.asarray(back), values, atol=3e38 / 255)
-
-
-def test_float16_only_where_it_is_finer_than_a_step() -> None:
-    assert one(rows()).dtype == np.float16
-    assert one(rows(mean=1000)).dtype == np.float32  # float16 knows halves there
-    assert one(rows(spread=1e6)).dtype == np.float32
 
 
 def test_rows_come_out_the_same_however_they_are_asked_for() -> None:
@@ -160,7 +157,7 @@ def test_several_nodes(tmp_path: Path) -> None:
 def test_heads_learn_from_eight_bits(tmp_path: Path) -> None:
     eight = kit_caches.separable_cache(tmp_path, store_dtype="int8", name="eight")
     half = kit_caches.separable_cache(tmp_path, name="half")
-    for head in (LogisticHead(), LinearHead(epochs=5)):
+    for head in (LogisticHead(), LinearHead(lr=0.05, epochs=5)):
         scores = []
         for cache in (eight, half):
             table, test = cache.table("train", val_fraction=0), cache.table("test")

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from featcache.backbones import fitting, resize_kernel
+from featcache.backbones import fitting, native, resize_kernel
 from featcache.backbones import resize_plan as plans
 from featcache.backbones.preprocess import fit
 from featcache.backbones.resize import Resizer, resizer
@@ -226,6 +226,16 @@ def test_images_of_several_sizes_and_bad_ones_on_the_cpu() -> None:
         fitting.fit_all([np.zeros((1, 90_000, 3), np.uint8)] * 2, p, out[:2])
 
 
+def test_what_can_be_fitted_is() -> None:
+    p, good = Preprocess("auto", 60, 56), batch(2, 9, 9)
+    images = [good[0], np.zeros((1, 90_000, 3), np.uint8), good[1]]
+    out = np.full((3, 56, 56, 3), 7, np.uint8)
+    ((place, why),) = fitting.fit_what_can(images, p, out)
+    assert place == 1 and "too elongated" in why and not out[1].any()
+    assert np.array_equal(out[[0, 2]], fitted(good, p))
+    assert fitting.fit_what_can(list(good), p, out[:2]) == [] and np.array_equal(out[:2], fitted(good, p))
+
+
 def test_threads_fit_side_by_side() -> None:
     images, p = many(24, (32, 32)), Preprocess("auto", 256, 224)
     outs = [np.zeros((24, 224, 224, 3), np.uint8) for _ in range(6)]
@@ -233,6 +243,56 @@ def test_threads_fit_side_by_side() -> None:
         list(pool.map(lambda out: fitting.fit_all(images, p, out), outs))
     wanted = fitted(np.stack(images), p)
     assert all(np.array_equal(out, wanted) for out in outs)
+
+
+@pytest.mark.parametrize(("source", "target"), [(32, 224), (28, 224), (96, 224), (32, 256)])
+def test_where_torch_is_exact_it_is(source: int, target: int) -> None:
+    if not native.is_exact((source, source), (target, target)):
+        pytest.skip("torch has no vectorised resize of bytes on this machine")
+    p = Preprocess("squash", target, target)
+    for hard in (False, True):
+        images = batch(12, source, source, seed=1, hard=hard)
+        assert np.array_equal(native.resize_natively(images, (target, target)), fitted(images, p))
+
+
+def test_where_torch_is_not_exact_it_is_not_taken() -> None:
+    images, p = batch(12, 64, 64), Preprocess("squash", 224, 224)
+    if np.array_equal(native.resize_natively(images, (224, 224)), fitted(images, p)):
+        pytest.skip("torch's resize of bytes is another one on this machine")
+    assert not native.is_exact((64, 64), (224, 224))
+    assert not native._axis_is_exact(64, 224, 0) and not native._axis_is_exact(64, 224, 1)
+    assert not native.is_exact((256, 256), (224, 224))  # not tried: it shrinks
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_one_pair_that_differs_is_found(axis: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A resize that is Pillow's but for one pair of bytes in one output row."""
+    wrong = [True]
+
+    def nearly(images: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+        done = np.stack([plans.resize_with_pillow(image, size[::-1], "bilinear") for image in images])
+        place = (0, 9, 12345, 1) if axis == 0 else (0, 12345, 9, 1)
+        done[place] ^= wrong[0]
+        return done
+
+    monkeypatch.setattr(native, "resize_natively", nearly)
+    assert not native._axis_is_exact(10, 30, axis)
+    wrong[0] = False
+    assert native._axis_is_exact(10, 30, axis)
+
+
+def test_torch_is_taken_when_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    exact = native.resize_natively
+    monkeypatch.setattr(fitting, "_chooser", native.Chooser(worth=20))
+    monkeypatch.setattr(fitting, "resize_natively", lambda i, size: (taken.append(len(i)), exact(i, size))[1])
+    images, p, out = many(8, (32, 32)), Preprocess("auto", 256, 224), np.zeros((8, 224, 224, 3), np.uint8)
+    for _ in range(4):
+        fitting.fit_all(images, p, out)
+        assert np.array_equal(out, fitted(np.stack(images), p))
+    assert taken == ([8, 8] if native.is_exact((32, 32), (224, 224)) else [])
+    fitting.fit_all(images, Preprocess("auto", 256, 224, "bicubic"), out)
+    assert np.array_equal(out, fitted(np.stack(images), Preprocess("auto", 256, 224, "bicubic")))
 
 
 def test_resizers_are_kept() -> None:

@@ -322,6 +322,17 @@ def test_float32_is_float32_and_the_process_gets_its_setting_back() -> None:
     assert torch.backends.cudnn.conv.fp32_precision == before
 
 
+def test_threads_that_overlap_leave_the_setting_as_it_was() -> None:
+    before = torch.backends.mkldnn.conv.fp32_precision
+    first, second = exact_float32(), exact_float32()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.backends.mkldnn.conv.fp32_precision == "ieee", "the second is still inside"
+    second.__exit__(None, None, None)
+    assert torch.backends.mkldnn.conv.fp32_precision == before
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999999), ("bf16", 0.999), ("fp16", 0.9999)])
 def test_the_gpu_agrees_with_the_cpu(precision: str, least: float) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import OptionError
@@ -103,22 +104,52 @@ def check_precision(precision: str, device: str) -> None:
         )
 
 
+class _Float32:
+    """How float32 is computed belongs to the process: threads inside at once share the setting."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, [""]
+
+    def enter(self, backends: Sequence[Any], modes: Sequence[str]) -> None:
+        """Set the modes; the first to come in keeps what was set before."""
+        with self._lock:
+            if self._inside == 0:
+                self._before = [backend.fp32_precision for backend in backends]
+            self._inside += 1
+            self._set(backends, modes)
+
+    def leave(self, backends: Sequence[Any]) -> None:
+        """The last to go out puts back what was set before."""
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._set(backends, self._before)
+
+    @staticmethod
+    def _set(backends: Sequence[Any], modes: Sequence[str]) -> None:
+        for backend, mode in zip(backends, modes, strict=True):
+            backend.fp32_precision = mode
+
+
+_float32 = _Float32()
+
+
 @contextlib.contextmanager
 def float32_as(mode: str) -> Iterator[None]:
-    """Compute float32 as "ieee" float32 or with the products of "tf32", whatever the process has set."""
+    """Compute float32 as "ieee" float32 or, on a GPU, with the products of "tf32", whatever was set.
+
+    Safe in several threads at once that ask for the same.
+    """
     import torch
 
     cudnn: Any = torch.backends.cudnn
     mkldnn: Any = torch.backends.mkldnn
-    gpu, cpu = (torch.backends.cuda.matmul, cudnn.conv), (mkldnn.matmul, mkldnn.conv)
-    before = [backend.fp32_precision for backend in (*gpu, *cpu)]
+    backends = (torch.backends.cuda.matmul, cudnn.conv, mkldnn.matmul, mkldnn.conv)
+    _float32.enter(backends, (mode, mode, "ieee", "ieee"))
     try:
-        for backend in (*gpu, *cpu):
-            backend.fp32_precision = mode if backend in gpu else "ieee"
         yield
     finally:
-        for backend, precision in zip((*gpu, *cpu), before, strict=True):
-            backend.fp32_precision = precision
+        _float32.leave(backends)
 
 
 def exact_float32() -> contextlib.AbstractContextManager[None]:

@@ -1,5 +1,6 @@
 """Fit many images at once on the CPU: small images of one size are upscaled together, all others by Pillow.
 
+Where torch's vectorised resize has been proved to give Pillow's bytes, it does it (`native`); else numpy.
 Pillow makes one pixel after the other. Where an image grows, several output rows are mixtures of the same
 source rows, so they are made by a few long operations of numpy instead, in the same integers. In these numpy
 lets go of the interpreter's lock and uses one core, so threads can fit side by side.
@@ -16,7 +17,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.preprocess import check_image, fit
+from featcache.backbones.native import Chooser, resize_natively
+from featcache.backbones.preprocess import check_image, fit, scaled_size
 from featcache.backbones.resize_plan import ResizePlan, Size, is_pillows, resize_plan
 from featcache.backbones.taps import BITS, HALF, Taps
 from featcache.errors import BadImageError
@@ -39,15 +41,52 @@ def fit_all(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> No
     """
     for image in images:
         check_image(image)
-    upscaling = None
     if len(images) > 1 and len({image.shape for image in images}) == 1:
+        if _fitted_natively(images, preprocess, out):
+            return
         upscaling = _kept.upscaling((images[0].shape[0], images[0].shape[1]), preprocess)
-    if upscaling is None:
-        for image, place in zip(images, out, strict=True):
-            place[...] = fit(image, preprocess)
-        return
-    for first in range(0, len(images), TOGETHER):
-        upscaling(np.stack(images[first : first + TOGETHER]), out[first : first + TOGETHER])
+        if upscaling is not None:
+            for first in range(0, len(images), TOGETHER):
+                upscaling(np.stack(images[first : first + TOGETHER]), out[first : first + TOGETHER])
+            return
+    for image, place in zip(images, out, strict=True):
+        place[...] = fit(image, preprocess)
+
+
+def fit_what_can(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> list[tuple[int, str]]:
+    """Fit images as `fit_all` does; return (place, reason) of those that cannot be, which become zeros.
+
+    Raises:
+        BackboneError: an array is no uint8 image, or the interpolation is unknown.
+    """
+    try:
+        fit_all(images, preprocess, out)
+        return []
+    except BadImageError:
+        return [bad for place, image in enumerate(images) for bad in _fit_one(place, image, preprocess, out)]
+
+
+def _fit_one(place: int, image: Pixels, preprocess: Preprocess, out: Pixels) -> list[tuple[int, str]]:
+    try:
+        out[place] = fit(image, preprocess)
+        return []
+    except BadImageError as error:
+        out[place] = 0
+        return [(place, error.message)]
+
+
+def _fitted_natively(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> bool:
+    """Let torch resize images of one size if there is nothing but that to do and it does it exactly."""
+    height, width, _ = images[0].shape
+    target = preprocess.crop, preprocess.crop
+    if preprocess.interpolation != "bilinear" or max(height, width) > preprocess.crop:
+        return False
+    if scaled_size(height, width, preprocess) != target or not _chooser.takes(
+        (height, width), target, len(images)
+    ):
+        return False
+    out[...] = resize_natively(np.stack(images), target)
+    return True
 
 
 @dataclass(frozen=True)
@@ -175,3 +214,4 @@ def _upscaling(source: Size, preprocess: Preprocess) -> Upscaling | None:
 
 
 _kept = _Kept()
+_chooser = Chooser()

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from featcache.backbones.pool_kernel import can_pool, max_pool
+
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (functional.relu, torch.relu, functional.relu_, torch.relu_)
 
@@ -57,6 +59,42 @@ class FusedConvolution(nn.Module):
         places = (self.stride, self.padding, self.dilation, self.groups)
         out = functional.conv2d(x, self.weight, self.bias, *places)
         return (out if addend is None else out.add_(addend)).relu_()
+
+
+class Pooling(nn.Module):
+    """The max pooling of a network, by one kernel where there is a GPU and Triton."""
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+        self.places: dict[str, Any] = {name: getattr(pool, name) for name in names}
+        self.refused = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pooled map (B, C, H', W') of x (B, C, H, W)."""
+        if not self.refused and can_pool(x, self.places):
+            try:
+                return max_pool(x, self.places)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # a compiler raises anything: no C compiler, a card too old
+                self.refused = True
+        pooled: Tensor = functional.max_pool2d(x, **self.places)
+        return pooled
+
+
+def replace_pooling(body: fx.GraphModule) -> int:
+    """Replace every max pooling of a cut network, in place; return how many."""
+    found = 0
+    for node in [node for node in body.graph.nodes if node.op == "call_module"]:
+        module: Any = body.get_submodule(str(node.target))
+        if type(module) is nn.MaxPool2d and not module.return_indices:
+            node.target = f"pooling_{found}"
+            body.add_submodule(node.target, Pooling(module))
+            found += 1
+    body.delete_all_unused_submodules()
+    body.recompile()
+    return found
 
 
 def fuse(body: fx.GraphModule) -> int:

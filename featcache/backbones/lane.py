@@ -11,10 +11,7 @@ of them is not looked at, so the features of an image hang neither on the rows b
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, wait
-from itertools import pairwise
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -22,68 +19,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.backbones.preprocess import writable
+from featcache.backbones.recorded import DEPTH, Flight, Program, Rows
 from featcache.backbones.runtime import Extractor, frozen
 from featcache.backbones.runtimes.streams import Streams
 from featcache.errors import BackboneError
 
-DEPTH = 3  # batches on the device at once: one coming, one computed, one going
-WARM_UP = 2  # runs before a graph is captured: cuDNN chooses its kernels, fused ones are refused
-
-Rows = Mapping[str, NDArray[np.floating]]
-"""Node → (n, D) in the stored dtype, written to."""
-
 Resize = Callable[[Tensor], Tensor]
 """Fits decoded images of one size, uint8 (B, H, W, 3), to uint8 (B, crop, crop, 3) on their device."""
-
-
-class Flight:
-    """A batch on its way."""
-
-    def __init__(self, places: list[_Place], finite: bool = True, soon: Sequence[Future[bool]] = ()) -> None:
-        self._places, self._finite, self._soon = places, finite, soon
-        for place in places:
-            place.flight = self
-
-    def wait(self) -> bool:
-        """Wait until the rows are where they were asked for; return whether all are finite.
-
-        Looked at on the device before and after the cast, so a number too large for float16 counts too.
-        """
-        for place in list(self._places):
-            self.landed(place)
-        return all([self._finite, *(one.result() for one in self._soon)])
-
-    def settle(self) -> None:
-        """Wait until nothing is written to any more, whatever became of it."""
-        for place in list(self._places):
-            self.landed(place)
-        wait(self._soon)
-
-    def landed(self, place: _Place) -> None:
-        """Wait for one piece and keep what it found, before its place is used again."""
-        if place in self._places:
-            self._finite &= place.wait()
-            self._places.remove(place)
-
-
-class _Place:
-    """Room on the device for one batch that is coming, computed or going."""
-
-    def __init__(self, program: _Program) -> None:
-        device = program.pixels.device
-        self.pixels = torch.empty_like(program.pixels)
-        self.rows = {node: torch.empty_like(rows) for node, rows in program.rows.items()}
-        self.finite = torch.empty_like(program.finite)
-        self.verdict = torch.empty((), dtype=torch.bool).pin_memory()
-        self.arrived, self.computed = torch.cuda.Event(), torch.cuda.Event()
-        self.gone = torch.cuda.Event(blocking=True)  # do not spin: decoding wants the cores
-        self.flight: Flight | None = None
-        self.device = device
-
-    def wait(self) -> bool:
-        """Wait until its rows have left; return whether they were finite."""
-        self.gone.synchronize()
-        return bool(self.verdict)
 
 
 class Lane:
@@ -106,7 +48,7 @@ class Lane:
         self.extractor, self.batch_size = extractor, batch_size
         self._dtype, self._resize = getattr(torch, dtype), resize
         self.on_gpu = self._cuda = extractor.device.startswith("cuda")
-        self._programs: dict[tuple[int, ...], _Program] = {}
+        self._programs: dict[tuple[int, ...], Program] = {}
         work = extractor.work
         self._streams = Streams(work.streams, work.threads_each) if work.streams > 1 else None
 
@@ -199,9 +141,9 @@ class Lane:
         finite = [torch.isfinite(values).all() for each in (rows, stored) for values in each.values()]
         return stored, torch.stack(finite).all()
 
-    def _program(self, shape: tuple[int, ...]) -> _Program:
+    def _program(self, shape: tuple[int, ...]) -> Program:
         if shape not in self._programs:
-            self._programs[shape] = _Program(self._compute, self.batch_size, shape, self.extractor.device)
+            self._programs[shape] = Program(self._compute, self.batch_size, shape, self.extractor.device)
         return self._programs[shape]
 
     def _halve(self, error: Exception) -> None:
@@ -216,91 +158,3 @@ class Lane:
         self.batch_size = math.ceil(self.batch_size / 2)
         if self._cuda:
             torch.cuda.empty_cache()
-
-
-class _Program:
-    """The computation of a batch on a GPU, recorded once and replayed, with its streams and places."""
-
-    def __init__(
-        self,
-        compute: Callable[[Tensor], tuple[dict[str, Tensor], Tensor]],
-        batch_size: int,
-        shape: tuple[int, ...],
-        device: str,
-    ) -> None:
-        self.pixels = torch.zeros((batch_size, *shape), dtype=torch.uint8, device=device)
-        self._coming, self._computing, self._going = (torch.cuda.Stream(device) for _ in range(3))
-        self._compute = compute
-        self._graph: Any = None
-        self._record()
-        self._places = [_Place(self) for _ in range(DEPTH)]
-        self._turn = 0
-        torch.cuda.synchronize(device)
-
-    def _record(self) -> None:
-        """Capture the graph; a network that cannot be captured is run step by step."""
-        self._computing.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self._computing):
-            for _ in range(WARM_UP):
-                self.rows, self.finite = self._compute(self.pixels)
-        self._computing.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # Other threads may call the driver meanwhile: only this one's calls must be capturable.
-            with torch.cuda.graph(graph, stream=self._computing, capture_error_mode="thread_local"):
-                self.rows, self.finite = self._compute(self.pixels)
-            self._graph = graph
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError:
-            torch.cuda.synchronize()
-
-    def run(self, pixels: Tensor, rows: Rows, piece: slice) -> _Place:
-        """Send a batch on its way."""
-        place, n = self._places[self._turn], len(pixels)
-        self._turn = (self._turn + 1) % len(self._places)
-        if place.flight is not None:
-            place.flight.landed(place)
-        with torch.cuda.stream(self._coming):
-            place.pixels[:n].copy_(pixels, non_blocking=True)
-            place.arrived.record()
-        with torch.cuda.stream(self._computing):
-            self._computing.wait_event(place.arrived)
-            self._step(place, n)
-            place.computed.record()
-        with torch.cuda.stream(self._going):
-            self._going.wait_event(place.computed)
-            for node, values in place.rows.items():
-                torch.from_numpy(rows[node][piece]).copy_(values[:n], non_blocking=True)
-            place.verdict.copy_(place.finite, non_blocking=True)
-            place.gone.record()
-        return place
-
-    def _step(self, place: _Place, n: int) -> None:
-        self.pixels[:n].copy_(place.pixels[:n])
-        if self._graph is None:
-            self.rows, self.finite = self._compute(self.pixels)
-        else:
-            self._graph.replay()
-        for node, values in place.rows.items():
-            values.copy_(self.rows[node])
-        place.finite.copy_(self.finite)
-
-    def seconds(self, runs: int) -> float:
-        """Return the seconds that one batch takes, the median of some runs on pixels that are there."""
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(runs + 1)]
-        with torch.cuda.stream(self._computing):
-            self.pixels.random_()
-            events[0].record()
-            for event in events[1:]:
-                self._step(self._places[0], 0)
-                event.record()
-        self._computing.synchronize()
-        times = [a.elapsed_time(b) for a, b in pairwise(events)]
-        return float(np.median(times)) / 1000
-
-    def drain(self) -> None:
-        """Wait until nothing is under way."""
-        for place in self._places:
-            if place.flight is not None:
-                place.flight.landed(place)

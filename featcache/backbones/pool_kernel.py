@@ -1,4 +1,4 @@
-"""Max pooling on a GPU in one pass over channels_last maps: torch's own writes the place of every maximum too."""
+"""Max pooling on a GPU, one pass over channels_last maps; torch stores the place of every maximum besides."""
 
 from __future__ import annotations
 

@@ -59,8 +59,20 @@ DECIDING = [
         help="Mean and deviation: those of the weights or of ImageNet, half (.5), measured on the training "
         "images, or none.",
     ),
-    click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
-    click.option("--store-dtype", type=click.Choice(STORE_DTYPES), default="float16", show_default=True),
+    click.option(
+        "--precision",
+        type=click.Choice(PRECISIONS),
+        default="fp32",
+        show_default=True,
+        help="What the backbone computes in; tf32 needs an NVIDIA GPU.",
+    ),
+    click.option(
+        "--store-dtype",
+        type=click.Choice(STORE_DTYPES),
+        default="float16",
+        show_default=True,
+        help="int8: half of float16, with a scale for each column of each shard.",
+    ),
     click.option("--limit", type=click.IntRange(1), help="Only the first N images of each class and split."),
     click.option(
         "--max-pixels",

@@ -158,7 +158,7 @@ def _stored(cache: Cache, commits: Sequence[Commit], rows: Sequence[int], node: 
         if cache.recipe.store_dtype == "int8":
             scale = np.asarray(blocks[name_of(SCALE, node, alone)].map(), dtype=np.float64)
             offset = np.asarray(blocks[name_of(OFFSET, node, alone)].map(), dtype=np.float64)
-            values.append(found * scale + offset)
+            values.append(found.astype(np.float64) * scale + offset)
             roundings.append(np.broadcast_to(scale / 2, found.shape))
         else:
             values.append(found.astype(np.float64))

@@ -8,7 +8,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-from featcache.backbones.lane import Flight
+from featcache.backbones.recorded import Flight
 from featcache.backbones.runtime import Extractor
 from featcache.errors import SpaceError
 from featcache.extraction.pipeline import lane_of, reading
@@ -24,7 +24,8 @@ def needed_bytes(plan: Plan, columns: dict[str, int], itemsize: int, shard_rows:
     """Return the bytes that `rows` rows of a plan take on disk, metadata included."""
     row = sum(columns.values()) * itemsize + 17  # label, row and status
     shards = -(-rows // shard_rows) + len(plan.counts())
-    return rows * row + shards * FILE_OVERHEAD
+    scales = 8 * sum(columns.values()) if itemsize == 1 else 0  # scale and offset of int8
+    return rows * row + shards * (FILE_OVERHEAD + scales)
 
 
 def free_bytes(folder: Path) -> int:

@@ -14,8 +14,9 @@ from functools import partial
 import numpy as np
 
 from featcache.backbones.devices import pin
-from featcache.backbones.lane import Flight, Lane
+from featcache.backbones.lane import Lane
 from featcache.backbones.preprocess import fit
+from featcache.backbones.recorded import Flight
 from featcache.backbones.resize import Resizer, resizer
 from featcache.backbones.resize_plan import is_pillows
 from featcache.backbones.runtime import Extractor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.extraction import batch_size, memory
+from featcache.extraction.extract import extract
+from featcache.extraction.repair import repair
+from featcache.extraction.request import Request, Settings
+from tests.kit_images import make_folder, tree
 
 
 @given(size=st.integers(1, 5000), rows=st.integers(1, 5000))
@@ -71,3 +76,16 @@ def test_what_was_measured_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.write_text('{"format": 1, "size": "many"}')
     batch_size.batch_size(None, _Gpu(), _Recipe(), 1336, tmp_path)  # type: ignore[arg-type]
     assert len(measured) == 8
+
+
+def test_a_cache_goes_on_with_the_batches_it_was_made_with(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos")
+    asked = Request(f"folder:{folder}", "squeezenet1_1", "random:0", image_size=48)
+    settings = Settings(tmp_path / "features", tmp_path, "cpu", batch_size=7, rows_per_shard=11)
+    found = extract(asked, settings)
+    (facts,) = memory.extractions(settings.features_dir, found.path.name)
+    assert facts["batch_size"] == 6, "11 rows are two batches"
+    before = tree(found.path)
+    next((found.path / "shards").iterdir()).unlink()
+    assert len(repair(found.path, replace(settings, batch_size=None))) == 1
+    assert tree(found.path) == before

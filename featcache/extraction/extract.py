@@ -163,9 +163,10 @@ def _fill(
         images = compute(cache, job, extractor, settings, progress)
     else:
         images = several.run(cache, job.request, settings, progress)
+    runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
     seconds = time.perf_counter() - start
     found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds, found.runtime = images, seconds, extractor.runtime
+    found.images, found.extraction_seconds, found.runtime = images, seconds, runtime
     where = ",".join(devices)
     facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
     times = {"seconds": seconds, "total_seconds": found.seconds}

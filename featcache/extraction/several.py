@@ -33,6 +33,11 @@ def devices_of(device: str) -> list[str]:
     return [resolve_device(name.strip()) for name in device.split(",")]
 
 
+def runtime_of(settings: Settings) -> str:
+    """Return the runtime of all processes: they start together, so none could go on with another's choice."""
+    return "torch" if settings.runtime == "auto" else settings.runtime
+
+
 def run(cache: Cache, request: Request, settings: Settings, progress: Progress = silent) -> int:
     """Extract what a cache still lacks on all devices of the settings; return the number of images embedded.
 
@@ -43,7 +48,7 @@ def run(cache: Cache, request: Request, settings: Settings, progress: Progress =
     """
     names = devices_of(settings.device)
     share = settings.workers or max(1, cores() // len(names))
-    each = [replace(settings, device=name, workers=share) for name in names]
+    each = [replace(settings, device=name, workers=share, runtime=runtime_of(settings)) for name in names]
     images, codes = _round(cache, request, each, False, progress)
     if cache.todo():  # one has died, or somebody did before
         more, codes = _round(cache, request, each, True, progress)

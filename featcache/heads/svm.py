@@ -16,7 +16,7 @@ from featcache.heads.hinge import solve_squared_hinge, targets_of
 from featcache.heads.options import Option, choice, number, whole
 from featcache.heads.scaling import Matrix, Moments, moments, row_blocks, standardised
 
-_LINEAR_C, _RBF_C, _APPROX_C = 0.01, 10.0, 1.0  # what C=None means
+_LINEAR_C, _RBF_C, _APPROX_C = 0.01, 10.0, 10.0  # what C=None means
 _LINEAR_TOL, _RBF_TOL = 1e-4, 1e-3
 _GAMMA = number("gamma", above=0)
 _MANY = 20_000  # rows from which on an exact kernel is worth a warning
@@ -82,7 +82,7 @@ class SVMHead(ScoredHead):
         tol: float | None = None,
         max_iter: int | None = None,
         standardize: str = "auto",
-        landmarks: int = 1000,
+        landmarks: int = 2000,
         seed: int = 0,
     ) -> None:
         self.kernel = kernel

@@ -15,51 +15,68 @@ from typing import TYPE_CHECKING, Any
 from featcache.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from featcache.api import compare, evaluate, extract, sweep, train_head
+    from featcache.api import compare, evaluate, extract, predictor, sweep, train_head
     from featcache.errors import FeatcacheError
+    from featcache.heads.baselines import DummyHead, NaiveBayesHead
     from featcache.heads.convex import LogisticHead, RidgeHead
+    from featcache.heads.forests import BoostingHead, ForestHead, TreeHead
     from featcache.heads.neighbours import KNNHead
     from featcache.heads.neural import LinearHead, MLPHead
     from featcache.heads.saving import loads as load_head
     from featcache.heads.svm import SVMHead
+    from featcache.inference.predictor import Predictor
     from featcache.store.cache import Cache
     from featcache.store.table import Table
 
 
 # Each name is imported when it is first used: `import featcache` loads neither torch nor scikit-learn.
 _PLACES = {
+    "BoostingHead": "featcache.heads.forests",
     "Cache": "featcache.store.cache",
+    "DummyHead": "featcache.heads.baselines",
     "FeatcacheError": "featcache.errors",
+    "ForestHead": "featcache.heads.forests",
     "KNNHead": "featcache.heads.neighbours",
     "LinearHead": "featcache.heads.neural",
     "LogisticHead": "featcache.heads.convex",
     "MLPHead": "featcache.heads.neural",
+    "NaiveBayesHead": "featcache.heads.baselines",
+    "Predictor": "featcache.inference.predictor",
     "RidgeHead": "featcache.heads.convex",
     "SVMHead": "featcache.heads.svm",
     "Table": "featcache.store.table",
+    "TreeHead": "featcache.heads.forests",
     "compare": "featcache.api",
     "evaluate": "featcache.api",
     "extract": "featcache.api",
     "load_head": "featcache.heads.saving:loads",
+    "predictor": "featcache.api",
     "sweep": "featcache.api",
     "train_head": "featcache.api",
 }
 
 __all__ = [
+    "BoostingHead",
     "Cache",
+    "DummyHead",
     "FeatcacheError",
+    "ForestHead",
     "KNNHead",
     "LinearHead",
     "LogisticHead",
     "MLPHead",
+    "NaiveBayesHead",
+    "Predictor",
     "RidgeHead",
     "SVMHead",
     "Table",
+    "TreeHead",
     "__version__",
     "compare",
     "evaluate",
     "extract",
     "load_head",
+    "predictor",
     "sweep",
     "train_head",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.extraction import extract as extraction
 from featcache.extraction.request import Request, Settings
@@ -18,6 +18,9 @@ from featcache.training import fit, runs
 from featcache.training import sweep as sweeping
 from featcache.training.grid import Range
 from featcache.training.subsets import Size
+
+if TYPE_CHECKING:
+    from featcache.inference.predictor import Predictor
 
 PathLike = str | os.PathLike[str]
 
@@ -49,7 +52,7 @@ def extract(
 
     Args:
         dataset: a known name ("cifar10", "digits", …), "folder:DIR" or "csv:FILE".
-        backbone: any torchvision classification model.
+        backbone: any torchvision classification model, or "pixels".
         weights: "DEFAULT", a torchvision name, "random:SEED" or a path to .safetensors or .pth.
         layers: the node or nodes to read, the backbone's own default where empty.
         pool: how a map becomes a row: "flatten", "avg", "max", "gem" or "avg:S".
@@ -160,6 +163,35 @@ def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     return evaluation.evaluate(runs.find_run(Path(features_dir), run))
+
+
+def predictor(
+    run: str,
+    *,
+    weights: PathLike | None = None,
+    device: str = "auto",
+    features_dir: PathLike = "features",
+    progress: Callable[[int, int], None] | None = None,
+) -> Predictor:
+    """Rebuild backbone and head of a run for new images: `predictor(run)(images)` gives probabilities (N, C).
+
+    Args:
+        run: a run's id, the beginning of one, or its folder.
+        weights: where the backbone's weights are now; None: where they were.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        features_dir: where caches are.
+        progress: told of a download: bytes done, bytes in all.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    from featcache.inference.predictor import Predictor
+
+    folder = runs.find_run(Path(features_dir), run)
+    record = runs.read_run(folder)
+    head = runs.read_file(folder, record, runs.HEAD)
+    where = None if weights is None else os.fspath(weights)
+    return Predictor(Cache(folder.parent.parent), head, record["node"], where, device, progress)
 
 
 def compare(*names: str, split: str | None = None, features_dir: PathLike = "features") -> dict[str, Any]:

@@ -204,7 +204,7 @@ def test_errors_as_json(cli: Cli) -> None:
     [
         (
             ["train-head", "--head", "lin"],
-            "Unknown head 'lin'.\nKnown: knn, linear, logreg, mlp, ridge, svm.",
+            "Unknown head 'lin'.\nKnown: boosting, dummy, forest, knn, linear,",
         ),
         (["train-head", "--head", "ridge", "--lr", "1"], "Unknown option of head 'ridge': 'lr'."),
         (["train-head", "--cache", "nothing"], "No cache 'nothing'"),

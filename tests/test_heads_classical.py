@@ -131,12 +131,17 @@ def test_landmarks_read_rows_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_exact_kernel_on_many_rows_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, _, _ = _digits(10)
     head = SVMHead(kernel="rbf")
-    assert head.forewarning(X, y) == ""
+
+    def some(at: Any) -> Any:
+        return X[at], y[at]
+
+    assert head.forewarning(X.shape, some) == ""
     monkeypatch.setattr("featcache.heads.svm._MANY", 500)
-    text = head.forewarning(X, y)
+    text = head.forewarning(X.shape, some)
     assert f"rbf kernel on {len(X)} rows takes" in text and "--kernel rbf-approx" in text
     assert not hasattr(head, "classes_")
-    assert SVMHead().forewarning(X, y) == SVMHead(kernel="rbf-approx").forewarning(X, y) == ""
+    for kernel in ("linear", "rbf-approx"):
+        assert SVMHead(kernel=kernel).forewarning(X.shape, some) == ""
 
 
 def test_an_unfinished_solver_is_a_note() -> None:

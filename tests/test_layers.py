@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "heads": set(),
     "extraction": {"images", "store", "backbones"},
     "training": {"store", "heads"},
-    "api": {"extraction", "training", "store"},
-    "commands": {"extraction", "training", "store", "images", "backbones", "heads"},
+    "inference": {"images", "store", "backbones", "heads"},
+    "api": {"extraction", "training", "inference", "store"},
+    "commands": {"api", "inference", "extraction", "training", "store", "images", "backbones", "heads"},
 }
 # What whole packages never load, wherever the import stands.
 NEVER = {

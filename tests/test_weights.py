@@ -85,7 +85,7 @@ def test_default_is_resolved_to_its_full_name(tmp_path: Path, monkeypatch: pytes
 def test_every_official_file_can_be_checked_by_its_hash() -> None:
     from torchvision.models import get_model_weights
 
-    for name in catalogue.names():
+    for name in set(catalogue.names()) - {"pixels"}:
         for entry in get_model_weights(name):
             choice = weights.resolve(name, str(entry))
             assert choice.name == str(entry)

@@ -1,5 +1,7 @@
 """Which backbones there are, how each is built, and which nodes of it can be read.
 
+They are torchvision's classification networks, and `pixels` (see `featcache.backbones.pixels`).
+
 The default node is found by rule: the input of the last linear layer (through dropout), or, in a network
 without one, the last node of its `features`. The two exceptions are in `DEFAULT_NODES`.
 """
@@ -17,13 +19,13 @@ import torchvision
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from featcache.backbones import graph
+from featcache.backbones import graph, pixels
 from featcache.backbones.pooling import check_pool, default_pool
 from featcache.errors import BackboneError, OptionError, unknown
 from featcache.recipe import Node
 
 # VGG's classifier is most of its weights and its features are used without it.
-DEFAULT_NODES = {"vgg": "flatten"}
+DEFAULT_NODES = {"vgg": "flatten", pixels.NAME: "pixels"}
 
 # The auxiliary heads are for training only. `transform_input` is how torchvision runs these two: images come
 # in ImageNet normalisation as for every other network, and the first layers turn it into their own.
@@ -43,11 +45,11 @@ class LayerInfo:
 
 @cache
 def _names() -> tuple[str, ...]:
-    return tuple(torchvision.models.list_models(module=torchvision.models))
+    return tuple(sorted([*torchvision.models.list_models(module=torchvision.models), pixels.NAME]))
 
 
 def names() -> list[str]:
-    """Return the names of all backbones: torchvision's classification networks, sorted."""
+    """Return the names of all backbones, sorted."""
     return list(_names())
 
 
@@ -74,7 +76,9 @@ def build(name: str, image_size: int | None = None) -> nn.Module:
     Raises:
         BackboneError: the name is unknown, or a ViT cannot be cut into patches at that size.
     """
-    options = dict(_OPTIONS.get(check_name(name), {}))
+    if check_name(name) == pixels.NAME:
+        return pixels.Pixels().eval()
+    options = dict(_OPTIONS.get(name, {}))
     if image_size is not None and name.startswith("vit_"):
         options["image_size"] = image_size
     try:
@@ -110,7 +114,7 @@ def default_nodes(name: str, network: nn.Module) -> Node:
     """Return the node a backbone is read at when none is asked for.
 
     VGG: the flattened 7x7x512 map (25088); SqueezeNet: its last feature map, averaged (512); ViT: the class
-    token; the others: the input of the last linear layer.
+    token; pixels: all channels; the others: the input of the last linear layer.
 
     Raises:
         BackboneError: the network has neither a linear layer nor `features`.

@@ -20,10 +20,11 @@ import torch
 from torch import Tensor, nn
 
 from featcache import recipe
-from featcache.backbones import catalogue, download, initial, statefile
+from featcache.backbones import catalogue, download, initial, pixels, statefile
 from featcache.backbones.statefile import State
 from featcache.errors import OptionError, WeightsError
 
+NONE = "none"  # the recipe's name for the weights of a backbone that has none
 FILE = "file"  # the recipe's name for weights from a path: their content's hash tells which
 _RANDOM = re.compile(r"random:(\d{1,19})")
 _HASH = re.compile(r"-([0-9a-f]{8,64})\.[a-z]+$")
@@ -47,7 +48,7 @@ class Transform:
 class WeightsChoice:
     """Resolved weights, not loaded yet. `notes` gets sentences for the user while they are loaded."""
 
-    name: str  # for the recipe: "ResNet18_Weights.IMAGENET1K_V1", "random:0" or "file"
+    name: str  # for the recipe: "ResNet18_Weights.IMAGENET1K_V1", "random:0", "file" or "none"
     transform: Transform
     path: Path | None = None  # where the file is, or will be
     url: str = ""  # of official weights
@@ -77,7 +78,9 @@ def resolve(name: str, spec: str = "DEFAULT") -> WeightsChoice:
     """
     from torchvision.models import get_model_weights
 
-    official: Any = get_model_weights(catalogue.check_name(name))
+    if catalogue.check_name(name) == pixels.NAME:
+        return _no_weights(spec)
+    official: Any = get_model_weights(name)
     default = _transform(official.DEFAULT)
     if spec.startswith("random:"):
         seed = _seed(spec)
@@ -89,6 +92,13 @@ def resolve(name: str, spec: str = "DEFAULT") -> WeightsChoice:
     if short != "DEFAULT" and short not in known:
         raise _unknown_weights(name, spec, official.__name__, list(known))
     return _official(official.DEFAULT if short == "DEFAULT" else known[short])
+
+
+def _no_weights(spec: str) -> WeightsChoice:
+    if spec not in ("DEFAULT", NONE):
+        raise OptionError(f"The backbone {pixels.NAME} has no weights, got {spec!r}.", "Leave --weights out.")
+    transform = Transform(pixels.SIZE, pixels.SIZE, "bilinear", pixels.MEAN, pixels.STD)
+    return WeightsChoice(NONE, transform)
 
 
 def _seed(spec: str) -> int:
@@ -161,7 +171,9 @@ def load(
     Raises:
         WeightsError: they cannot be fetched or read, have the wrong hash, or do not fit the backbone.
     """
-    if choice.seed is not None:
+    if choice.name == NONE:
+        state: State = {}
+    elif choice.seed is not None:
         state = initial.random_network(name, choice.seed).state_dict()
     else:
         if choice.url:

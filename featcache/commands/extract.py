@@ -24,7 +24,10 @@ DECIDING = [
         "--dataset", default="cifar10", show_default=True, help="A name (see below), folder:DIR or csv:FILE."
     ),
     click.option(
-        "--backbone", default="vgg16", show_default=True, help="Any torchvision classification model."
+        "--backbone",
+        default="vgg16",
+        show_default=True,
+        help="Any torchvision classification model, or pixels.",
     ),
     click.option(
         "--weights",

@@ -110,6 +110,28 @@ KEYS: dict[str, dict[str, str]] = {
         "`confusion` (rows: true class)",
         "test": "the same for the test split",
     },
+    "predict": {
+        "run": "the run's id",
+        "images": "how many were classified",
+        "bad_images": "how many could not be read",
+        "seconds": "from the first file to the last",
+        "images_per_second": "of these",
+        "predictions": "a list in order, each with path, class, probability, top (the likeliest classes, "
+        "each with class and probability) and error (null, or why there is no class)",
+    },
+    "export": {
+        "path": "the file",
+        "bytes": "its size",
+        "run": "the run's id",
+        "format": "onnx, torch-export or torchscript",
+        "input": "type and shape of what it takes",
+        "output": "type and shape of what it answers",
+        "classes": "their names, in the order of the probabilities",
+        "preprocess": "what has to be done to an image before: resize, crop, interpolation, mean, std",
+        "recipe": "all that the features depend on",
+        "node": "the node that the head reads",
+        "difference": "largest difference of a probability from featcache's own, in the check",
+    },
     "runs": {"runs": "a list, each with the columns of the ledger"},
     "runs --check": {
         "runs": "how many run folders there are",

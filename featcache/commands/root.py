@@ -20,6 +20,8 @@ COMMANDS = {
     "train-head": "train:train_head",
     "sweep": "sweep:sweep",
     "evaluate": "train:evaluate",
+    "predict": "predict:predict",
+    "export": "export:export",
     "runs": "runs:runs",
     "compare": "compare:compare",
     "ls": "caches:ls",

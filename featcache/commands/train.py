@@ -12,6 +12,7 @@ from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, show_table
 
 # Options that go to the head as they are; a head that does not know one says which it knows.
+HEADS = "linear, mlp, logreg, svm, ridge, knn, tree, forest, boosting, naive-bayes or dummy."
 PARAMETERS = {
     "hidden": (options.Sizes(), "Sizes of the hidden layers of mlp, e.g. 50,20."),
     "lr": (float, "Learning rate."),
@@ -30,6 +31,12 @@ PARAMETERS = {
     "alpha": (float, "Penalty of ridge."),
     "k": (int, "Neighbours of knn."),
     "metric": (click.Choice(["cosine", "euclidean"]), "Distance of knn."),
+    "criterion": (click.Choice(["gini", "entropy"]), "What a split of tree and forest should lessen."),
+    "n_estimators": (int, "Trees of forest; rounds of boosting, at most."),
+    "max_depth": (int, "Depth of a tree, at most."),
+    "max_leaf_nodes": (int, "Leaves of a tree of boosting, at most."),
+    "min_samples_leaf": (int, "Training rows in a leaf, at least."),
+    "max_features": (str, "Columns a split of forest looks at: sqrt, all or a share."),
     "standardize": (
         click.Choice(["auto", "yes", "no"]),
         "Scale columns by the training rows' mean and deviation.",
@@ -48,7 +55,7 @@ def parameters(function: Any) -> Any:
 
 
 @click.command(name="train-head", short_help="Train a head on a cache, in seconds.")
-@click.option("--head", default="mlp", show_default=True, help="linear, mlp, logreg, svm, ridge or knn.")
+@click.option("--head", default="mlp", show_default=True, help=HEADS)
 @click.option("--cache", help="A cache, or part of its name [default: the one used last].")
 @click.option("--node", help="Which node's features [default: the first].")
 @parameters
@@ -122,6 +129,8 @@ def chosen_parameters(given: dict[str, Any]) -> dict[str, Any]:
     chosen = {name: value for name, value in given.items() if value is not None}
     if "gamma" in chosen and chosen["gamma"] not in ("scale", "auto"):
         chosen["gamma"] = _number(chosen["gamma"], "--gamma")
+    if "max_features" in chosen and chosen["max_features"] not in ("sqrt", "all"):
+        chosen["max_features"] = _number(chosen["max_features"], "--max-features")
     if chosen.get("patience") == 0:
         chosen["patience"] = None
     return chosen
@@ -251,4 +260,6 @@ def _number(text: str, flag: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is no number, scale or auto.", param_hint=flag) from None
+        raise click.BadParameter(
+            f"{text!r} is neither a number nor one of its names.", param_hint=flag
+        ) from None

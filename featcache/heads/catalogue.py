@@ -29,6 +29,11 @@ KINDS: dict[str, Kind] = {
     "svm": Kind("featcache.heads.svm:SVMHead", "support vector machine: linear, or with an RBF kernel"),
     "ridge": Kind("featcache.heads.convex:RidgeHead", "least squares on -1/+1 targets, L2 penalty"),
     "knn": Kind("featcache.heads.neighbours:KNNHead", "votes of the nearest training rows"),
+    "tree": Kind("featcache.heads.forests:TreeHead", "one decision tree"),
+    "forest": Kind("featcache.heads.forests:ForestHead", "a random forest"),
+    "boosting": Kind("featcache.heads.forests:BoostingHead", "gradient-boosted trees, with early stopping"),
+    "naive-bayes": Kind("featcache.heads.baselines:NaiveBayesHead", "Gaussian naive Bayes"),
+    "dummy": Kind("featcache.heads.baselines:DummyHead", "the classes' frequencies, features unseen"),
 }
 
 

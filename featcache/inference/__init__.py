@@ -1,0 +1,1 @@
+"""New images: a stored head and the backbone its features came from, put together again."""

@@ -121,11 +121,10 @@ def test_landmarks_come_close_to_the_exact_kernel() -> None:
 
 def test_landmarks_read_rows_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, test, _ = _digits(3)
-    whole = SVMHead(kernel="rbf-approx", landmarks=30).fit(X, y)
+    options = {"kernel": "rbf-approx", "landmarks": 30, "tol": 1e-6}
+    whole = SVMHead(**options).fit(X, y)._scores(test)
     monkeypatch.setattr("featcache.heads.nystrom.row_blocks", lambda n, d: row_blocks(n, d, 1000))
-    assert np.allclose(
-        SVMHead(kernel="rbf-approx", landmarks=30).fit(X, y)._scores(test), whole._scores(test), atol=1e-4
-    )
+    assert np.allclose(SVMHead(**options).fit(X, y)._scores(test), whole, atol=2e-3)
 
 
 def test_an_exact_kernel_on_many_rows_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,22 +114,26 @@ def test_landmarks_come_close_to_the_exact_kernel() -> None:
 
 def test_landmarks_read_rows_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, test, _ = _digits(3)
-    whole = SVMHead(kernel="rbf-approx", landmarks=30).fit(X, y)
+    options = {"kernel": "rbf-approx", "landmarks": 30, "tol": 1e-6}
+    whole = SVMHead(**options).fit(X, y)._scores(test)
     monkeypatch.setattr("featcache.heads.nystrom.row_blocks", lambda n, d: row_blocks(n, d, 1000))
-    assert np.allclose(
-        SVMHead(kernel="rbf-approx", landmarks=30).fit(X, y)._scores(test), whole._scores(test), atol=1e-4
-    )
+    assert np.allclose(SVMHead(**options).fit(X, y)._scores(test), whole, atol=2e-3)
 
 
 def test_an_exact_kernel_on_many_rows_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
     X, y, _, _ = _digits(10)
     head = SVMHead(kernel="rbf")
-    assert head.forewarning(X, y) == ""
+
+    def some(at: Any) -> Any:
+        return X[at], y[at]
+
+    assert head.forewarning(X.shape, some) == ""
     monkeypatch.setattr("featcache.heads.svm._MANY", 500)
-    text = head.forewarning(X, y)
+    text = head.forewarning(X.shape, some)
     assert f"rbf kernel on {len(X)} rows takes" in text and "--kernel rbf-approx" in text
     assert not hasattr(head, "classes_")
-    assert SVMHead().forewarning(X, y) == SVMHead(kernel="rbf-approx").forewarning(X, y) == ""
+    for kernel in ("linear", "rbf-approx"):
+        assert SVMHead(kernel=kernel).forewarning(X.shape, some) == ""
 
 
 def test_an_unfinished_solver_is_a_note() -> None:

@@ -392,3 +392,16 @@ def test_wrong_input_gets_one_clear_sentence(
     got, out, err = _cli(capfd, "sweep", *features, *arguments)
     assert got == code and out == "" and message in err and "Traceback" not in err
     assert not _run_folders(cache)
+
+
+def test_heads_of_every_kind_can_be_swept(cache: Cache) -> None:
+    from featcache.heads.catalogue import KINDS
+
+    small = {"forest": {"n_estimators": 5}, "boosting": {"n_estimators": 5}}
+    for kind in KINDS:
+        params = QUICK if kind in ("linear", "mlp") else small.get(kind, {})
+        (configuration,) = sweep(cache, Sweep(Training(kind, params), {})).configurations
+        alone = fit.train(cache, Training(kind, params)).record
+        (record,) = configuration.records
+        assert record["params"] == alone["params"]
+        assert record["val"]["log_loss"] == pytest.approx(alone["val"]["log_loss"], rel=1e-3)

@@ -153,8 +153,13 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         for block in blocks:
             yield [head._block_scores(block) for head in heads]
 
-    def forewarning(self, X: Matrix, y: Codes) -> str:
-        """Return what to know before a fit to X (N, D) and codes y (N,) that will take long; "" mostly."""
+    def forewarning(
+        self, shape: tuple[int, int], some: Callable[[Codes], tuple[Matrix, NDArray[Any]]]
+    ) -> str:
+        """Return what to know before a fit to rows of `shape` (N, D) that will take long; "" mostly.
+
+        `some` returns the rows and labels at positions asked for.
+        """
         return ""
 
     @abstractmethod

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from itertools import combinations
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,7 @@ from featcache.heads.scaling import Matrix, Moments, moments, row_blocks, standa
 if TYPE_CHECKING:
     from featcache.heads.linear import Solution
 
-_LINEAR_C, _RBF_C, _APPROX_C = 0.01, 10.0, 1.0  # what C=None means
+_LINEAR_C, _RBF_C, _APPROX_C = 0.01, 10.0, 10.0  # what C=None means
 _LINEAR_TOL, _RBF_TOL = 1e-4, 1e-3
 _GAMMA = number("gamma", above=0)
 _MANY = 20_000  # rows from which on an exact kernel is worth a warning
@@ -89,7 +90,7 @@ class SVMHead(ScoredHead):
         standardize: str = "auto",
         solver: str = "auto",
         device: str = "auto",
-        landmarks: int = 1000,
+        landmarks: int = 2000,
         seed: int = 0,
     ) -> None:
         self.kernel = kernel
@@ -134,16 +135,18 @@ class SVMHead(ScoredHead):
         adds_up = (self.n_support_ >= 0).all() and self.n_support_.sum() == len(self.support_vectors_)
         return "" if adds_up else "n_support_ does not add up to the rows of support_vectors_"
 
-    def forewarning(self, X: Matrix, y: Codes) -> str:
+    def forewarning(
+        self, shape: tuple[int, int], some: Callable[[Codes], tuple[Matrix, NDArray[Any]]]
+    ) -> str:
         """Return what an exact rbf kernel will cost on more than 20 000 rows, from a fit to some of them."""
-        if self.kernel != "rbf" or len(X) <= _MANY:
+        rows, columns = shape
+        if self.kernel != "rbf" or rows <= _MANY:
             return ""
-        few = min(2000, max(200, (1 << 20) // X.shape[1]))
-        some = np.linspace(0, len(X) - 1, few).astype(np.int64)
-        once = clone(self).fit(np.asarray(X)[some], y[some]).fit_seconds_
-        minutes = once * (len(X) / few) ** 2 / 60
+        few = min(2000, max(200, (1 << 20) // columns))
+        once = clone(self).fit(*some(np.linspace(0, rows - 1, few).astype(np.int64))).fit_seconds_
+        minutes = once * (rows / few) ** 2 / 60
         return (
-            f"svm with the rbf kernel on {len(X)} rows takes {minutes:.1f} minutes or more: {few} rows took "
+            f"svm with the rbf kernel on {rows} rows takes {minutes:.1f} minutes or more: {few} rows took "
             f"{once:.2f} s, and time grows with the square of the rows at least. --kernel rbf-approx comes "
             "close in time that grows with the rows alone."
         )

@@ -10,6 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featcache import atomic
 from featcache.errors import CacheError, OptionError, RunError
 from featcache.heads import saving
@@ -140,7 +143,7 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
     table, val = read_tables(cache, training)
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
-    if text := head.forewarning(table.selection, table.y):
+    if text := forewarning(head, table):
         watch.warns(text)
     begin = time.perf_counter()
     validation: dict[str, Any] = {} if val is None else {"X_val": val.selection, "y_val": val.y}
@@ -156,6 +159,16 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         found.append(predict(head, test))
         facts["calibration"] = calibrated.add_test(facts["calibration"], head, test, found[-1])
     return store(cache, folder, facts, head, found)
+
+
+def forewarning(head: Head, table: Table) -> str:
+    """Return what to know before a fit of a head to a table that will take long; "" mostly."""
+
+    def some(positions: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64]]:
+        taken = table.take(positions)
+        return taken.X, taken.y
+
+    return head.forewarning((len(table), table.columns), some)
 
 
 def validates(cache: Cache, training: Training) -> bool:

@@ -118,8 +118,9 @@ class Trainer:
 
         table, val = self._select(subset)
         self._forewarn(members, table)
+        shape = (len(table), table.columns)
         data = check_data(table.selection, table.y, val.selection, val.y)
-        for batch in batches(members, (len(table), table.columns), len(data.classes), self.memory):
+        for batch in batches(members, shape, len(data.classes), self.memory):
             self.together = max(self.together, len(batch))
             self._tell(len(batch))
             told = partial(self._tell_epoch, batch=batch, rows=len(table))
@@ -132,7 +133,7 @@ class Trainer:
 
     def _forewarn(self, members: Iterable[Member], table: Table) -> None:
         if not self._warned:
-            text = next(filter(None, (m.head.forewarning(table.selection, table.y) for m in members)), "")
+            text = next(filter(None, (fit.forewarning(m.head, table) for m in members)), "")
             self._warned = bool(text)
             if text:
                 self._warn(text)

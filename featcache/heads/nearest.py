@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.heads.rows import shared_tensor
+from featcache.heads.tables import shared_tensor
 from featcache.heads.scaling import Matrix, row_blocks
 
 _VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}  # of rows in a chunk, about

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.heads.base import Task
-from featcache.heads.rows import shared_tensor
+from featcache.heads.tables import shared_tensor
 from featcache.heads.scaling import Moments, row_blocks
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]

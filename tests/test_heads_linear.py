@@ -144,6 +144,43 @@ def test_bfloat16_of_a_float16_is_rounded_and_scaled() -> None:
     assert np.abs((found / values - 1)[normal].mean()) < 2.0**-11, "it rounds: cutting off would be -2^-9"
 
 
+def test_two_float16_parts_are_as_good_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU's tensor cores are given, with the sums in float32 that they take it to."""
+    monkeypatch.setattr(torch, "mm", lambda a, b, out_dtype: a.to(out_dtype) @ b.to(out_dtype))
+    monkeypatch.setattr("featcache.heads.precision._CHAIN", 70)
+    rng = torch.Generator().manual_seed(0)
+    rows = torch.randn((200, 50), generator=rng).half()
+    weights = torch.randn((6, 50), generator=rng, dtype=torch.float64) * torch.logspace(-6, 6, 6)[:, None]
+    weights[3] = 0
+    products = products_for(Precision.SPLIT, weights, torch.float16)
+    assert ((products.weights - weights).abs() <= 2.0**-23 * weights.abs().amax(dim=1, keepdim=True)).all()
+    exact = products.weights @ rows.double().t()
+    sizes = exact.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    assert ((products.scores(products.read(rows)) - exact).abs() / sizes).max() < 1e-6
+    residuals = torch.randn((6, 200), generator=rng) * torch.logspace(-6, 3, 6)[:, None]
+    residuals[2] = 0
+    sums = products.start()
+    products.add(sums, residuals, products.read(rows))
+    wanted = residuals.double() @ rows.double()
+    sizes = wanted.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
+    assert ((products.finish(sums) - wanted).abs() / sizes).max() < 1e-6
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", [*KINDS, "ridge"])
+@pytest.mark.parametrize("small", [0, 1 << 26])
+def test_a_gpu_finds_the_same(kind: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_SMALL", {"cuda": small})
+    monkeypatch.setattr(curvatures, "_WHOLE", 50 if small == 0 else 1024)
+    monkeypatch.setattr(curvatures, "_SKETCH", 30)
+    X, y = features(3000, 120, 4)
+    more = {} if kind == "ridge" else {"tol": 1e-6}
+    ours, theirs = (create(kind, device=device, **more).fit(X, y) for device in ("cuda", "cpu"))
+    assert getattr(ours, "notes_", []) == []
+    assert np.allclose(ours.coef_, theirs.coef_, atol=1e-3 * np.abs(theirs.coef_).max())
+    assert (ours.predict(X) == theirs.predict(X)).mean() >= 0.999
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_residuals_are_the_derivative_and_slopes_too(dtype: torch.dtype) -> None:
     rng = torch.Generator().manual_seed(0)

@@ -218,7 +218,7 @@ def whole(job: Job, extractor: Extractor, settings: Settings, size: int, rounds:
         here = Settings(settings.features_dir / str(number), settings.data_dir, settings.device, size)
         begin = time.perf_counter()
         cache = _create(job, here, dict(extractor.columns))
-        images, _ = compute(cache, job, extractor, here, lambda *news: None)
+        images = compute(cache, job, extractor, here, lambda *news: None)
         cache.seal()
         rates.append(images / (time.perf_counter() - begin))
         shutil.rmtree(here.features_dir)

@@ -86,9 +86,15 @@ def main() -> None:
     parser.add_argument("--narrow", type=int, default=512)
     parser.add_argument("--heads", type=int, default=100)
     parser.add_argument("--epochs", type=int, default=20)
-    parser.add_argument("--only", nargs="+", default=["narrow", "wide"])
+    parser.add_argument("--only", nargs="+", default=["narrow", "wide"], help="goal, narrow, wide")
     options = parser.parse_args()
     print(torch.cuda.get_device_name(), "torch", torch.__version__)
+    if "goal" in options.only:
+        data = table(options.rows, options.narrow, "cuda")
+        for precision in ("fp32", "bf16"):
+            shared = {"batch_size": 256, "epochs": options.epochs, "compute_precision": precision}
+            name = f"{options.heads} heads × {options.narrow}, batch 256, {precision}"
+            timed(name, many(data, options.heads, 1, **shared), 4)
     if "narrow" in options.only:
         narrow(options)
     if "wide" in options.only:

@@ -16,6 +16,8 @@ from featcache.training import compare as comparison
 from featcache.training import evaluate as evaluation
 from featcache.training import fit, runs
 from featcache.training import sweep as sweeping
+from featcache.training.grid import Range
+from featcache.training.subsets import Size
 
 if TYPE_CHECKING:
     from featcache.inference.predictor import Predictor
@@ -126,15 +128,22 @@ def train_head(
 def sweep(
     cache: Cache | str,
     head: str = "mlp",
-    grid: Mapping[str, Sequence[Any]] | None = None,
+    grid: Mapping[str, Sequence[Any] | Range] | None = None,
     *,
     seeds: int = 1,
     random: int | None = None,
+    optuna: int | None = None,
+    few_shot: Sequence[int] = (),
+    fractions: Sequence[float] = (),
+    trials: int = 5,
+    cv: int | None = None,
+    draw_seed: int = 0,
     node: str | None = None,
     val_fraction: float = 0.2,
     split_seed: int = 42,
     split_mode: str = "random",
     test: bool = False,
+    calibrate: bool = False,
     memory: int = sweeping.MEMORY,
     memory_budget: int | None = None,
     features_dir: PathLike = "features",
@@ -144,19 +153,31 @@ def sweep(
     """Train a head for every combination of `grid` and every seed, store the runs, and choose the best.
 
     `grid` maps options to values, e.g. `{"lr": [1e-4, 1e-3], "hidden": [(50, 20), (128,)]}`; `params` are the
-    options that stay the same; `random` tries so many combinations instead of all. `.configurations` are
-    ordered by mean validation accuracy, `.best` is the record of the run chosen. Network heads train together
-    within `memory` bytes, besides the features, of which `memory_budget` bytes may be in memory at once;
-    `tell` hears how far it is.
+    options that stay the same. `random` tries so many combinations instead of all, `optuna` so many that
+    Optuna suggests; then a value may be a `featcache.training.grid.Range`. `few_shot` and `fractions` make a
+    learning curve of `trials` draws a size (`.curve`), `cv` validates on so many folds. `.configurations` are
+    ordered by mean validation accuracy, `.best` is the record of the run chosen. Heads train together within
+    `memory` bytes, besides the features, of which `memory_budget` bytes may be in memory at once; `tell`
+    hears how far it is.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
     training = fit.Training(
-        head, params, node, val_fraction, split_seed, split_mode, test, memory_budget=memory_budget
+        head,
+        params,
+        node,
+        val_fraction,
+        split_seed,
+        split_mode,
+        test,
+        calibrate=calibrate,
+        memory_budget=memory_budget,
     )
-    return sweeping.sweep(opened, sweeping.Sweep(training, grid or {}, seeds, memory, random), tell)
+    sizes = [*(Size(number) for number in few_shot), *(Size(None, share) for share in fractions)]
+    asked = sweeping.Sweep(training, grid or {}, seeds, memory, random, optuna, sizes, trials, cv, draw_seed)
+    return sweeping.sweep(opened, asked, tell)
 
 
 def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]:

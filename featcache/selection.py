@@ -12,24 +12,28 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 _AROUND = 1 << 21  # bytes that Linux maps at most for one that is missed: a huge page
+_LARGE = 1 << 30  # bytes of a table that a process should not outgrow by its libraries' half a GiB
 
 
 class Selection:
-    """The rows `index` (N,), rising, of `base` (n, D): `selection[10:20]` is an array of ten of them.
+    """The rows `index` (N,) of `base` (n, D): `selection[10:20]` is an array of ten of them.
 
     It stands for an array (N, D) wherever rows are read in blocks; `np.asarray` copies the rows, or gives
     the base itself where they are a run of it. With a `budget` in bytes the pages of a mapped file that
-    were read are let go whenever reading has made so many resident, so that the process stays that small.
+    were read are let go whenever reading has made so many resident, so that the process stays that small;
+    without one too, where the file is large, but seldom.
     """
 
     ndim = 2
 
     def __init__(self, base: NDArray[Any], index: NDArray[np.int64], budget: int | None = None) -> None:
         self.base, self.index, self.budget = base, index, budget
-        run = len(index) > 0 and int(index[-1]) - int(index[0]) + 1 == len(index)
+        run = len(index) > 0 and bool((np.diff(index) == 1).all())
         self.run = slice(int(index[0]), int(index[-1]) + 1) if run else None
         self._row_bytes = base.dtype.itemsize * base.shape[1]
-        self._gives_back = budget is not None and budget < base.nbytes and is_mapped_file(base)
+        self._plain = isinstance(base, np.ndarray)  # other bases give arrays when they are indexed
+        self._most = _most(base.nbytes, budget)  # bytes that may be resident before more are read
+        self._gives_back = self._plain and self._most < base.nbytes and is_mapped_file(base)
         self._read, self._floor = 0, resident_file_bytes() if self._gives_back else 0
 
     def __len__(self) -> int:
@@ -59,15 +63,18 @@ class Selection:
         index = self.index[rows]
         copy = np.empty((len(index), self.base.shape[1]), dtype=self.base.dtype)
         for part in self.parts(len(index)):
-            np.take(self.base, index[part], axis=0, out=copy[part], mode="clip")  # raise would take a buffer
+            if self._plain:
+                np.take(self.base, index[part], axis=0, out=copy[part], mode="clip")  # raise takes a buffer
+            else:
+                copy[part] = self.base[index[part]]
             self.has_read(part.stop - part.start)
         return copy
 
     def parts(self, rows: int) -> Iterator[slice]:
         """Yield slices of so many scattered rows; `has_read` should be told after each."""
         step = rows
-        if self._gives_back and self.budget is not None:
-            step = max(1, self.budget // 4 // (self._row_bytes + _AROUND))
+        if self._gives_back:
+            step = max(1, self._most // 2 // (self._row_bytes + _AROUND))
         for start in range(0, rows, max(1, step)):
             yield slice(start, min(start + step, rows))
 
@@ -79,15 +86,24 @@ class Selection:
         """Take note that so many rows were read; let the pages go where they are too many by now.
 
         How many they are is asked of the system, as a row brings its surroundings along, up to a huge page;
-        they are at least the rows themselves, where a system does not count. Half the budget may be
-        resident before, so that the other half is left for what was just read.
+        they are at least the rows themselves, where a system does not count.
         """
-        if not self._gives_back or self.budget is None:
+        if not self._gives_back:
             return
         self._read += rows * self._row_bytes
-        if max(self._read, resident_file_bytes() - self._floor) > self.budget // 2:
+        if max(self._read, resident_file_bytes() - self._floor) > self._most:
             let_go(self.base)
             self._read, self._floor = 0, resident_file_bytes()
+
+
+def _most(size: int, budget: int | None) -> int:
+    """Return how much of a table may be resident: half a budget, so that the other half is left for what is
+    read next; without one a small table as a whole, and of a large one so much that the process stays
+    about as large as its table.
+    """
+    if budget is not None:
+        return budget // 2
+    return size if size < _LARGE else size * 7 // 10
 
 
 def let_go(array: NDArray[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,8 +27,9 @@ def extractor(
     return Extractor(network, catalogue.resolve_nodes(backbone, network, layers, pool), STEP, precision)
 
 
+@lru_cache(maxsize=4)
 def work(backbone: str, precision: str = "fp32", threads: int = 2, **options: object) -> Work:
-    """The work of a backbone, as if so many threads were there."""
+    """The work of a backbone, as if so many threads were there; every runtime must leave it as it is."""
     made = extractor(backbone, precision, **options).work  # type: ignore[arg-type]
     return Work(made.exact, made.cast, precision, "cpu", SIZE, threads)
 

@@ -29,6 +29,21 @@ def test_a_stranger_reads_a_shard_with_five_lines_of_h5py(tmp_path: Path) -> Non
     assert np.array_equal(names["rows"][good], table.rows)  # type: ignore[index]
 
 
+def test_the_page_on_heads_knows_them_all() -> None:
+    from featcache.commands.sweep import sweep
+    from featcache.heads.catalogue import KINDS, options
+
+    page = (ROOT / "docs/heads.md").read_text()
+    table = [line.split("|")[1].strip() for line in page.splitlines() if line.startswith("| `")]
+    named = {name for row in table for name in re.findall(r"`([\w-]+)", row)}
+    assert named == set(KINDS)
+    kernels = options("svm")["kernel"].expected.removeprefix("one of ").split(", ")
+    assert {f"`svm --kernel {name}`" for name in kernels if name != "linear"} < set(table)
+    flags = {flag for parameter in sweep.params for flag in parameter.opts}
+    for flag in re.findall(r"--[a-z][a-z-]*", page):
+        assert flag in flags | {"--solver", "--best-by"}, flag
+
+
 def test_links_in_the_documents_lead_somewhere() -> None:
     for page in [
         ROOT / "README.md",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,17 @@ pytestmark = [
 ]
 
 
+@pytest.fixture
+def images(request: pytest.FixtureRequest) -> Path:
+    """A folder with the photos, CIFAR-10 and the weights; less than `real_data` is enough."""
+    place = Path(os.environ.get("FEATCACHE_REAL", "nowhere"))
+    needed = ("cifar10", "imagenet-photos-200", "squeezenet1_0.safetensors")
+    if all((place / name).exists() for name in needed):
+        return place
+    found: Path = request.getfixturevalue("real_data")
+    return found
+
+
 def features(request: Request, settings: Settings) -> np.ndarray:
     cache = Cache(extract(request, settings).path)
     return np.concatenate([cache.table(split, val_fraction=0).X for split in cache.plan.counts()]).astype(
@@ -33,14 +45,14 @@ def distance(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(cosines.min()), float(np.abs(a - b).max() / b.std())
 
 
-@pytest.mark.parametrize("images", ["cifar10", "imagenet-photos-200"])
-def test_a_gpu_gives_the_features_of_a_cpu(real_data: Path, tmp_path: Path, images: str) -> None:
+@pytest.mark.parametrize("data", ["cifar10", "imagenet-photos-200"])
+def test_a_gpu_gives_the_features_of_a_cpu(images: Path, tmp_path: Path, data: str) -> None:
     asked = Request(
-        f"folder:{real_data / images}",
+        f"folder:{images / data}",
         "squeezenet1_0",
-        str(real_data / "squeezenet1_0.safetensors"),
+        str(images / "squeezenet1_0.safetensors"),
         store_dtype="float32",
-        limit=10 if images == "cifar10" else None,
+        limit=10 if data == "cifar10" else None,
     )
     settings = Settings(tmp_path / "cpu", tmp_path, "cpu")
     wanted = features(asked, settings)
@@ -55,8 +67,8 @@ def test_a_gpu_gives_the_features_of_a_cpu(real_data: Path, tmp_path: Path, imag
         assert cosine >= least and largest <= most, (precision, cosine, largest)
 
 
-def test_the_same_bytes_every_time(real_data: Path, tmp_path: Path) -> None:
-    asked = Request(f"folder:{real_data / 'cifar10'}", "resnet18", "random:0", precision="bf16", limit=500)
+def test_the_same_bytes_every_time(images: Path, tmp_path: Path) -> None:
+    asked = Request(f"folder:{images / 'cifar10'}", "resnet18", "random:0", precision="bf16", limit=500)
     found = []
     for number, workers in enumerate((1, 5, None)):
         settings = Settings(tmp_path / str(number), tmp_path, "cuda", 128, workers)

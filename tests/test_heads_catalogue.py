@@ -61,7 +61,7 @@ def test_unknown_names_list_the_known() -> None:
         ("mlp", "hidden", 50, "a tuple, each an integer of at least 1"),
         ("mlp", "dropout", 1.0, "a number at least 0 and below 1, or one for all"),
         ("svm", "gamma", "wide", "scale, auto or a number above 0"),
-        ("svm", "kernel", "poly", "one of linear, rbf"),
+        ("svm", "kernel", "poly", "one of linear, rbf, rbf-approx"),
         ("knn", "metric", None, "one of cosine, euclidean"),
     ],
 )

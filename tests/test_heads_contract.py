@@ -34,6 +34,7 @@ ESTIMATORS = [
     create("linear", lr=0.03),
     *(create(kind) for kind in KINDS if kind != "linear"),
     create("svm", kernel="rbf"),
+    create("svm", kernel="rbf-approx", landmarks=50),
     create("knn", metric="euclidean"),
 ]
 

@@ -99,9 +99,9 @@ def test_every_precision_leads_to_the_same_solution(kind: str, monkeypatch: pyte
         assert found.gradient <= tol and found.notes == []
         gap = objective(own, 0.05, found.coef, found.intercept) / best - 1
         assert -1e-12 <= gap < (1e-4 if tol == 1e-4 else 1e-10)
-    assert seen[0] is (Precision.BRIEF if has_bfloat16() else Precision.SINGLE)
+    coarse = Precision.BRIEF if has_bfloat16() else Precision.SINGLE
     assert seen[-1] is Precision.DOUBLE
-    assert seen.count(Precision.DOUBLE) < seen.count(seen[0])
+    assert seen.count(coarse) > max(5, seen.count(Precision.DOUBLE))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
@@ -192,7 +192,7 @@ def test_solved_beside_others_is_solved_alone(kind: str) -> None:
 
 def test_the_curvature_of_all_columns_is_their_inverse() -> None:
     X, _ = features(500, 40, 3)
-    found = curvature(Passes(X, moments(X), CPU), Precision.DOUBLE)
+    found = curvature(Passes(X, moments(X), CPU))
     Z = StandardScaler().fit_transform(X.astype(np.float64))
     G = torch.from_numpy(Z.T @ Z / len(Z))
     gradient = torch.randn((2, 3, 41), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -211,16 +211,37 @@ def test_a_sketch_sees_the_largest_directions(monkeypatch: pytest.MonkeyPatch) -
     X, _ = features(2000, 300, 3)
     monkeypatch.setattr(curvatures, "_WHOLE", 10)
     monkeypatch.setattr(curvatures, "_SKETCH", 60)
-    found = curvature(Passes(X, moments(X), CPU), Precision.SINGLE)
+    found = curvature(Passes(X, moments(X), CPU))
     Z = StandardScaler().fit_transform(X.astype(np.float64))
     values = np.linalg.eigvalsh(Z.T @ Z / len(Z))[::-1]
-    assert np.allclose(found.values[:3], values[:3], rtol=0.1)
-    assert (found.values[:20].numpy() <= values[:20] * 1.1).all(), "a sketch never sees more than there is"
-    assert (found.values[:10].numpy() >= values[:10] * 0.7).all()
+    seen = found.values.flip(0).numpy()
+    assert np.allclose(seen[:3], values[:3], rtol=0.1)
+    assert (seen[:20] <= values[:20] * 1.1).all(), "a sketch never sees more than there is"
+    assert (seen[:10] >= values[:10] * 0.7).all()
     assert found.vectors.shape == (300, 60)
     assert 0 < found.rest < values[40]
     gram = found.vectors.t() @ found.vectors
     assert torch.allclose(gram, torch.eye(60), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rank", [0, 1, 5])
+def test_tables_of_low_rank_are_sketched_too(kind: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Constant columns alone, or fewer directions than the sketch asks for."""
+    monkeypatch.setattr(linear, "_SMALL", {})
+    monkeypatch.setattr(curvatures, "_WHOLE", 10)
+    monkeypatch.setattr(curvatures, "_SKETCH", 30)
+    rng = np.random.default_rng(0)
+    y = np.arange(400) % 3
+    hidden = rng.normal(size=(400, rank)) + 2 * rng.normal(size=(3, rank))[y]
+    X = (hidden @ rng.normal(size=(rank, 100)) + 1).astype(np.float16)
+    found = solve(problem(kind, X, y), [0.1], 1e-5, 500)[0]
+    assert found.notes == [] and np.isfinite(found.coef).all()
+    exact = LogisticRegression if kind == "logreg" else LinearSVC
+    theirs = exact(C=0.1, tol=1e-9, max_iter=10**5).fit(StandardScaler().fit_transform(X.astype(float)), y)
+    own = problem(kind, X, y)
+    value = objective(own, 0.1, theirs.coef_, theirs.intercept_)
+    assert objective(own, 0.1, found.coef, found.intercept) == pytest.approx(value, rel=1e-4)
 
 
 @settings(max_examples=15, deadline=None)

@@ -173,6 +173,7 @@ def test_a_table_is_the_same_in_every_place(
         index = np.sort(rng.permutation(len(base))[:rows])
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(start))
     wanted = base[index]
+    assert np.array_equal(np.asarray(Selection(base, index[::-1])), wanted[::-1])
     chosen = Selection(base, index)
     assert np.array_equal(np.asarray(chosen), wanted) and chosen.shape == wanted.shape
     assert np.array_equal(chosen[1:3], wanted[1:3]) and chosen.dtype == wanted.dtype

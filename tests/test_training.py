@@ -49,7 +49,8 @@ def test_a_run_is_stored_whole_and_loads_again(cache: Cache, kind: str) -> None:
     done = train(cache, Training(kind, test=True))
     record = runs.read_run(done.folder)
     assert record == runs.read_run(runs.find_run(cache.path.parent, record["run"][:9]))
-    assert record["val"]["accuracy"] > 0.8 and record["test"]["accuracy"] > 0.8  # by chance: .33
+    if kind != "dummy":
+        assert record["val"]["accuracy"] > 0.8 and record["test"]["accuracy"] > 0.8  # by chance: .33
     assert record["fit_seconds"] > 0 and record["peak_rss_bytes"] > 10**7
     head = saving.loads(runs.read_file(done.folder, record, runs.HEAD))
     table = cache.table("test")
@@ -139,7 +140,7 @@ def test_a_damaged_run_is_found(cache: Cache, name: str) -> None:
 
 
 def test_unknown_things_are_refused_before_anything_is_read(cache: Cache) -> None:
-    with pytest.raises(HeadError, match=r"Unknown head 'lin'. Known: knn, linear, logreg, mlp, ridge, svm"):
+    with pytest.raises(HeadError, match=rf"Unknown head 'lin'. Known: {', '.join(sorted(KINDS))}\."):
         train(cache, Training("lin"))
     with pytest.raises(HeadError, match="Unknown option of head 'ridge'"):
         train(cache, Training("ridge", {"lr": 1}))

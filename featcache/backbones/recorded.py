@@ -6,6 +6,7 @@ writes memory of its own; places, a few of them, hold what comes and what leaves
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, wait
 from itertools import pairwise
@@ -101,14 +102,19 @@ class Program:
         self._computing.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:
-            # Other threads may call the driver meanwhile: only this one's calls must be capturable.
-            with torch.cuda.graph(graph, stream=self._computing, capture_error_mode="thread_local"):
-                self.rows, self.finite = self._compute(self.pixels)
+            self._capture(graph)
             self._graph = graph
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
             torch.cuda.synchronize()
+
+    def _capture(self, graph: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of a graph that failed before it raises
+            # Other threads may call the driver meanwhile: only this one's calls must be capturable.
+            with torch.cuda.graph(graph, stream=self._computing, capture_error_mode="thread_local"):
+                self.rows, self.finite = self._compute(self.pixels)
 
     def run(self, pixels: Tensor, rows: Rows, piece: slice) -> Place:
         """Send a batch on its way."""

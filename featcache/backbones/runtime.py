@@ -166,6 +166,7 @@ def _prepared(body: fx.GraphModule, dtype: torch.dtype, device: str) -> fx.Graph
     graph.fold_batch_norm(body)
     if device != "cpu":
         fused.fuse(body)
+        fused.replace_pooling(body)
     for module in body.modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             _cast(module, dtype)

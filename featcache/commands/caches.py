@@ -110,7 +110,9 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
                 show(f"    and {count - 20} more (--json names more)")
     for each in facts["extractions"]:
         rate = each["images"] / max(each["seconds"], 1e-9)
-        took = f"{duration(each['seconds'])} ({rate:.1f}/s) on {each['device']}"
+        took = (
+            f"{duration(each['seconds'])} ({rate:.1f}/s) on {each['device']}, {each.get('runtime', 'torch')}"
+        )
         show(f"\n  extracted {each['images']} images in {took}")
     if facts["runs"]:
         show("\n  heads")

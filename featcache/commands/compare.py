@@ -14,8 +14,8 @@ from featcache.commands.output import say, show, show_json, show_table
 @click.argument("names", metavar="RUN...", nargs=-1, required=True)
 @click.option(
     "--split",
-    type=click.Choice(["test", "val"]),
-    help="Compare on these rows [default: test where every run has it, else val].",
+    type=click.Choice(["test", "val", "cv"]),
+    help="Compare on these rows [default: the first of them that every run has].",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the bootstrap.")
 @options.features_dir
@@ -36,11 +36,12 @@ def compare(names: tuple[str, ...], split: str | None, seed: int, features_dir: 
         show_json(found)
         return
     show(f"on {found['split']}, {found['rows']} rows; from–to: 95 % intervals")
-    columns = ["run", "cache", "accuracy", "from", "to"]
-    rows = [
-        [each["run"], each["cache"], each["accuracy"], each["low"], each["high"]] for each in found["runs"]
-    ]
-    show_table(columns, rows, right=columns[2:])
+    keys = {"run": "run", "cache": "cache", "trained on": "subset", "accuracy": "accuracy"}
+    keys |= {"from": "low", "to": "high"}
+    if all(each["subset"] is None for each in found["runs"]):
+        del keys["trained on"]
+    rows = [[each[key] for key in keys.values()] for each in found["runs"]]
+    show_table(list(keys), rows, right=("accuracy", "from", "to"))
     if found["pairs"]:
         show("")
     for pair in found["pairs"]:

@@ -11,7 +11,12 @@ from featcache.commands import options
 from featcache.commands.output import say, show, show_json, show_table
 from featcache.errors import RunError
 
-COLUMNS = ("run", "head", "cache", "val_accuracy", "test_accuracy", "best_epoch", "fit_seconds", "created")
+COLUMNS = (
+    "run", "head", "cache", "subset", "val_accuracy", "val_ece_before", "val_ece", "temperature",
+    "cv_accuracy", "test_accuracy", "best_epoch", "fit_seconds", "created",
+)  # fmt: skip
+_SOMETIMES = ("subset", "cv_accuracy")  # shown where a run has one
+_CALIBRATED = ("val_ece_before", "val_ece", "temperature")  # shown where a run is calibrated
 
 
 @click.command(short_help="List the runs of all caches, or the best of each cache or head.")
@@ -22,7 +27,9 @@ COLUMNS = ("run", "head", "cache", "val_accuracy", "test_accuracy", "best_epoch"
     help="e.g. head=mlp, val_accuracy>=.7, cache~vgg16, params.lr=1e-3.",
 )
 @click.option("--sort", help="A column; -column for largest first.  [default: created]")
-@click.option("--best-by", metavar="COLUMN", help="Only the best run of each cache, e.g. by val_accuracy.")
+@click.option(
+    "--best-by", metavar="COLUMN", help="Only the best run of each cache, e.g. by val_accuracy, ece."
+)
 @click.option("--per", help="With --best-by: the best of each cache, head, dataset or backbone.")
 @click.option("--limit", type=click.IntRange(1), help="At most N runs.")
 @click.option("--check", is_flag=True, help="Compare the ledger with the run folders; exit 1 if it differs.")
@@ -44,6 +51,7 @@ def runs(
 
     The ledger is an index: the run folders are the truth, --check compares and --rebuild mends.
     """
+    from featcache.training.columns import measure
     from featcache.training.ledger import Ledger
 
     if per is not None and best_by is None:
@@ -57,6 +65,7 @@ def runs(
         _check(ledger.check(), as_json)
         return
     if best_by is not None:
+        best_by = measure(best_by)
         found = ledger.best(best_by, per or "cache", where, limit)
         _warn(found, best_by, per or "cache")
     else:
@@ -70,10 +79,13 @@ def runs(
 
 
 def _show(found: list[dict[str, Any]], best_by: str | None) -> None:
-    columns = list(COLUMNS)
+    calibrated = any(row["temperature"] is not None for row in found)
+    left_out = [name for name in _SOMETIMES if all(row[name] is None for row in found)]
+    left_out += [] if calibrated else _CALIBRATED
+    columns = [name for name in COLUMNS if name not in left_out]
     if best_by is not None and best_by not in columns:
         columns.insert(3, best_by)
-    words = ("run", "head", "cache", "created")
+    words = ("run", "head", "cache", "subset", "created")
     rows = [[row[name] for name in columns] for row in found]
     show_table(columns, rows, right=[name for name in columns if name not in words])
 

@@ -25,8 +25,9 @@ PARAMETERS = {
     "min_delta": (float, "How much better counts as better."),
     "monitor": (click.Choice(["val_loss", "val_accuracy"]), "What early stopping watches."),
     "C": (float, "Inverse penalty of logreg and svm."),
-    "kernel": (click.Choice(["linear", "rbf"]), "Kernel of svm."),
+    "kernel": (click.Choice(["linear", "rbf", "rbf-approx"]), "Kernel of svm."),
     "gamma": (str, "Width of the rbf kernel: scale, auto or a number."),
+    "landmarks": (int, "Rows that stand for all in svm --kernel rbf-approx."),
     "alpha": (float, "Penalty of ridge."),
     "solver": (
         click.Choice(["auto", "featcache", "sklearn"]),
@@ -48,7 +49,7 @@ PARAMETERS = {
         click.Choice(["auto", "fp32", "bf16"]),
         "Of a network head's products while it trains; auto is fp32. bf16 rounds, and is faster.",
     ),
-    "seed": (int, "Seed of initialisation, shuffling and dropout."),
+    "seed": (int, "Seed of initialisation, shuffling and dropout; of rbf-approx, the landmarks."),
     "device": (str, "auto, cpu or cuda[:i]."),
 }
 
@@ -107,6 +108,7 @@ def train_head(
         watch = fit.Watch(
             layers=(lambda rows: None) if as_json else show_layers,
             epoch=lambda report: progress("epoch", report.epoch, report.epochs),
+            warns=lambda text: say(f"note: {text}"),
             keeps=lambda run: say(f"run {run}: if it is stopped, featcache train-head --resume {run}"),
         )
         if resume is not None:
@@ -181,6 +183,9 @@ def result(record: dict[str, Any]) -> dict[str, Any]:
         "test",
         "best_epoch",
         "epochs",
+        "cv",
+        "subset",
+        "train_rows",
         "calibration",
         "fit_seconds",
         "peak_rss_bytes",
@@ -202,8 +207,8 @@ def show_layers(rows: Any) -> None:
 
 def _show(record: dict[str, Any]) -> None:
     rows = []
-    for split in ("val", "test"):
-        if found := record[split]:
+    for split in ("cv", "val", "test"):
+        if found := record.get(split):
             worst = found["worst_class"]
             rows.append(
                 [split, found["accuracy"], found["top5"], found["macro_f1"], found["log_loss"], found["ece"],

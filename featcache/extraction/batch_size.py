@@ -16,9 +16,21 @@ from featcache.backbones.runtime import Extractor
 from featcache.errors import BackboneError
 from featcache.extraction import memory
 from featcache.recipe import Recipe, sha256_of
+from featcache.store.cache import Cache
 
-TRIED = (32, 64, 128, 256, 512, 1024)
+TRIED = (32, 64, 128, 256)  # beyond, little is gained, and pinned memory takes long to make
 GAIN = 1.01  # a batch twice as large must be so much faster
+
+
+def for_cache(asked: int | None, extractor: Extractor, cache: Cache) -> int:
+    """Return the batch size for a cache; one made on this device before, in part or whole, keeps its own."""
+    folder = cache.path.parent
+    if asked is None:
+        for facts in memory.extractions(folder, cache.name):
+            if facts.get("device") == extractor.device and isinstance(facts.get("batch_size"), int):
+                asked = facts["batch_size"]
+    rows = max(len(part) for part in cache.shards())
+    return batch_size(asked, extractor, cache.recipe, rows, folder)
 
 
 def batch_size(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,7 @@ def _fill(
 ) -> Extraction:
     """Compute what is missing and seal the cache."""
     from featcache.extraction import several
+    from featcache.extraction.batch_size import for_cache
     from featcache.extraction.runtime import offer_bf16, take_runtime
     from featcache.extraction.speeds import forget_begun
 
@@ -155,15 +156,17 @@ def _fill(
     if len(devices) == 1:
         take_runtime(job, extractor, settings, left, cache.name, notify)
         offer_bf16(job, extractor, settings, left, notify)
+    size = for_cache(settings.batch_size, extractor, cache)
+    settings = replace(settings, batch_size=size)
     start = time.perf_counter()
-    size = settings.batch_size
     if len(devices) == 1:
-        images, size = compute(cache, job, extractor, settings, progress)
+        images = compute(cache, job, extractor, settings, progress)
     else:
         images = several.run(cache, job.request, settings, progress)
+    runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
     seconds = time.perf_counter() - start
     found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds, found.runtime = images, seconds, extractor.runtime
+    found.images, found.extraction_seconds, found.runtime = images, seconds, runtime
     where = ",".join(devices)
     facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
     times = {"seconds": seconds, "total_seconds": found.seconds}
@@ -172,29 +175,29 @@ def _fill(
 
 
 def compute(
-    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress
-) -> tuple[int, int]:
-    """Compute what a cache lacks on one device; return the number of images embedded and the batch size.
+    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress, rest: bool = True
+) -> int:
+    """Compute what a cache lacks on one device; return the number of images embedded.
+
+    With `rest`, what other processes have in hand too, in the end.
 
     Raises:
         DatasetError, CacheError: as `pipeline.run`.
     """
     from featcache.extraction import pipeline
-    from featcache.extraction.batch_size import batch_size
+    from featcache.extraction.batch_size import for_cache
 
-    rows = max(len(part) for part in cache.shards())
-    size = batch_size(settings.batch_size, extractor, cache.recipe, rows, settings.features_dir)
-    images = pipeline.run(
+    return pipeline.run(
         cache,
         job.dataset,
         extractor,
-        batch_size=size,
+        batch_size=for_cache(settings.batch_size, extractor, cache),
         workers=settings.workers,
         max_pixels=job.request.max_pixels,
         skip_bad=settings.on_bad_image == "skip",
         progress=progress,
+        rest=rest,
     )
-    return images, size
 
 
 def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:

@@ -48,6 +48,7 @@ def run(
     skip_bad: bool = False,
     parts: Sequence[ShardPlan] | None = None,
     progress: Progress = silent,
+    rest: bool = True,
 ) -> int:
     """Extract all shards that are not committed yet; return the number of images embedded.
 
@@ -61,6 +62,7 @@ def run(
         skip_bad: mark the rows of unreadable images instead of stopping.
         parts: only these shards.
         progress: told the images done, by split.
+        rest: whether to compute in the end what other processes have in hand, or had when they died.
 
     Raises:
         DatasetError: an image cannot be read, unless `skip_bad`.
@@ -74,7 +76,7 @@ def run(
     lane.prepare(reader.shape)  # while the processes that decode begin
     under_way: deque[tuple[Batch, Features, Flight]] = deque()
     try:
-        for batch in reader.batches(shared(cache.path, left, partial(_committed, cache))):
+        for batch in reader.batches(shared(cache.path, left, partial(_committed, cache), rest)):
             if batch.bad and not skip_bad:
                 raise unreadable(dataset, batch.bad)
             rows = writer.rows(batch)

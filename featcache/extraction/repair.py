@@ -7,6 +7,7 @@ from pathlib import Path
 
 from featcache.errors import CacheError, DamagedError
 from featcache.extraction import pipeline
+from featcache.extraction.batch_size import for_cache
 from featcache.extraction.extract import open_job, source_of
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
@@ -85,7 +86,7 @@ def _compute(
         cache,
         job.dataset,
         extractor,
-        batch_size=settings.batch_size or pipeline.default_batch_size(extractor),
+        batch_size=for_cache(settings.batch_size, extractor, cache),
         workers=settings.workers,
         max_pixels=job.request.max_pixels,
         skip_bad=True,

@@ -99,7 +99,7 @@ def _exactly(job: Job, extractor: Extractor, runtime: str) -> None:
 def _fastest(
     job: Job, extractor: Extractor, settings: Settings, images: int, notify: Notify, remember: bool
 ) -> None:
-    if images < FEW or _seconds(job, extractor, images) < SOON:
+    if extractor.device != "cpu" or images < FEW or _seconds(job, extractor, images) < SOON:
         return
     speeds = Speeds(settings.features_dir, job.recipe, extractor.work)
     choice: Choice = choose(extractor.work, images, _sample(job, extractor), speeds.known())

@@ -8,6 +8,7 @@ import queue
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -32,6 +33,11 @@ def devices_of(device: str) -> list[str]:
     return [resolve_device(name.strip()) for name in device.split(",")]
 
 
+def runtime_of(settings: Settings) -> str:
+    """Return the runtime of all processes: they start together, so none could go on with another's choice."""
+    return "torch" if settings.runtime == "auto" else settings.runtime
+
+
 def run(cache: Cache, request: Request, settings: Settings, progress: Progress = silent) -> int:
     """Extract what a cache still lacks on all devices of the settings; return the number of images embedded.
 
@@ -42,29 +48,44 @@ def run(cache: Cache, request: Request, settings: Settings, progress: Progress =
     """
     names = devices_of(settings.device)
     share = settings.workers or max(1, cores() // len(names))
-    # They start together, so none could go on with what another has chosen.
-    runtime = "torch" if settings.runtime == "auto" else settings.runtime
-    each = [replace(settings, device=name, workers=share, runtime=runtime) for name in names]
-    processes = [_started(cache, request, one) for one in each]
+    each = [replace(settings, device=name, workers=share, runtime=runtime_of(settings)) for name in names]
+    images, codes = _round(cache, request, each, False, progress)
+    if cache.todo():  # one has died, or somebody did before
+        more, codes = _round(cache, request, each, True, progress)
+        images += more
+    if cache.todo():
+        ended = ", ".join(f"{name}: {code}" for name, code in zip(names, codes, strict=True))
+        raise CacheError(
+            f"The processes on {settings.device} ended before {cache.name} was finished ({ended}).",
+            "Run the same command again: it goes on where it stopped.",
+        )
+    return images
+
+
+def _round(
+    cache: Cache, request: Request, each: Sequence[Settings], rest: bool, progress: Progress
+) -> tuple[int, list[int]]:
+    """Let a process for each setting work until all have ended; return the images and the exit codes.
+
+    With `rest` they compute what is claimed too, so in part what another has in hand.
+    """
+    processes = [_started(cache, request, one, rest) for one in each]
     heard: queue.SimpleQueue[Message] = queue.SimpleQueue()
     listeners = [threading.Thread(target=_listen, args=(one, heard), daemon=True) for one in processes]
     for listener in listeners:
         listener.start()
     try:
         images = _follow(cache, heard, len(processes), progress)
+    except BaseException:  # one has said why it cannot go on
+        for process in processes:
+            process.kill()
+        raise
     finally:
         for process in processes:
-            process.kill()  # all are done, or one has said why it cannot go on
             process.wait()
         for listener in listeners:
             listener.join()
-    if cache.todo():
-        codes = ", ".join(f"{name}: {one.returncode}" for name, one in zip(names, processes, strict=True))
-        raise CacheError(
-            f"The processes on {settings.device} ended before {cache.name} was finished ({codes}).",
-            "Run the same command again: it goes on where it stopped.",
-        )
-    return images
+    return images, [process.returncode for process in processes]
 
 
 def _follow(cache: Cache, heard: queue.SimpleQueue[Message], left: int, progress: Progress) -> int:
@@ -89,7 +110,7 @@ def _follow(cache: Cache, heard: queue.SimpleQueue[Message], left: int, progress
     return images
 
 
-def _started(cache: Cache, request: Request, settings: Settings) -> subprocess.Popen[str]:
+def _started(cache: Cache, request: Request, settings: Settings, rest: bool) -> subprocess.Popen[str]:
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
@@ -100,7 +121,7 @@ def _started(cache: Cache, request: Request, settings: Settings) -> subprocess.P
         env={**os.environ, "PYTHONPATH": paths},
     )
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-    task = {"cache": str(cache.path), "request": request.to_dict(), "settings": plain}
+    task = {"cache": str(cache.path), "request": request.to_dict(), "settings": plain, "rest": rest}
     with _pipe(process.stdin) as stream:
         json.dump(task, stream)
     return process
@@ -160,7 +181,7 @@ def _extract(task: Message, tell: Any) -> None:
     extractor = job.extractor(settings.device)
     images = sum(len(part) for part in cache.todo())
     take_runtime(job, extractor, settings, images, cache.path.name)
-    compute(cache, job, extractor, settings, progress)
+    compute(cache, job, extractor, settings, progress, task["rest"])
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ class FlatAdams:
     """Adam's state for stacked parameters (K, …), and steps by each head's own rule, for all heads at once.
 
     The parameters are moved into one buffer: `parameters` are the views of it that must be used from now
-    on. A fused step of a learning rate of 1 from zero gives the direction, which each head's own rate
-    multiplies: a few passes over everything, however many rules there are.
+    on; a gradient that is found in its place among `gradients` need not be moved. A fused step of a
+    learning rate of 1 from zero gives the direction, which each head's own rate multiplies: a few passes
+    over everything, however many rules there are.
     """
 
     def __init__(self, parameters: Sequence[Tensor], rules: Sequence[Rule]) -> None:
@@ -32,7 +33,8 @@ class FlatAdams:
         self._shapes = [value.shape for value in parameters]
         self._flat = _flat(parameters)
         self.parameters = self._views(self._flat)
-        self._direction = torch.empty_like(self._flat)
+        self._direction, self._gradient = torch.empty_like(self._flat), torch.empty_like(self._flat)
+        self.gradients = self._views(self._gradient)
         self._rate = self._of_each([rule.lr for rule in rules])
         l2 = [0.0 if rule.decoupled else rule.decay for rule in rules]
         shrinking = [1 - rule.lr * rule.decay if rule.decoupled else 1.0 for rule in rules]
@@ -60,10 +62,19 @@ class FlatAdams:
         self._take(parameters, [self.rules[head] for head in heads])
         self._first, self._second = _flat(first), _flat(second)
 
+    def _gathered(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the gradients as one, without a copy of those that are in their place or alone."""
+        if len(gradients) == 1:
+            return gradients[0].flatten(1)
+        for place, gradient in zip(self.gradients, gradients, strict=True):
+            if place.data_ptr() != gradient.data_ptr():
+                place.copy_(gradient)
+        return self._gradient
+
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Change all heads' parameters by one step; the gradients may be overwritten."""
         self._count += 1
-        gradient = _flat(gradients)
+        gradient = self._gathered(gradients)
         if self._l2 is not None:
             gradient.addcmul_(self._flat, self._l2)
         self._direction.zero_()
@@ -87,6 +98,7 @@ class GroupAdams:
 
     def _take(self, weight: Tensor, rules: Sequence[Rule]) -> None:
         self.parameters, self.rules = [weight], list(rules)
+        self.gradients = [torch.empty_like(weight)]
         groups = [(rule, len(list(same))) for rule, same in groupby(rules)]
         self._sizes = [size for _, size in groups]
         split = [value.split(self._sizes) for value in (weight, *self._state)]
@@ -125,6 +137,11 @@ class Adams:
     def parameters(self) -> list[Tensor]:
         """The parameters (K, …), which must be used from now on."""
         return [value for _, part in self._parts for value in part.parameters]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Where gradients (K, …) may be put; a step takes them from anywhere."""
+        return [value for _, part in self._parts for value in part.gradients]
 
     def keep(self, heads: Sequence[int]) -> None:
         """Go on with these heads alone, numbered anew in the order given."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -19,6 +19,8 @@ from featcache.heads.checking import validated
 from featcache.heads.labels import UNKNOWN, check_known, encoded, strangers_note
 from featcache.heads.options import Option, check, choice
 from featcache.heads.scaling import Matrix, Moments, check_finite, moments, row_blocks, standardised
+from featcache.heads.scoring import probabilities_of as probabilities_of
+from featcache.heads.scoring import scores_of
 from featcache.metrics import expected_calibration_error
 
 Codes = NDArray[np.int64]
@@ -69,6 +71,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     STANDARDIZES: ClassVar[bool] = True  # what standardize="auto" means for this kind
     BLOCKWISE: ClassVar[bool] = False  # fits on a Selection; others on a copy of its rows
     ATTRIBUTES: ClassVar[Mapping[str, type]] = {}  # fitted plain values that are saved
+    ROWS_AT_ONCE: ClassVar[int] = 1  # rows that are predicted together, at least
 
     standardize: str
     classes_: NDArray[Any]
@@ -145,6 +148,20 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
     def _block_scores(self, block: Matrix) -> Matrix:
         """Return the scores (n, C) of standardised rows (n, D); the likeliest class has the largest."""
 
+    def _scores_of_blocks(self, heads: Sequence[Head], blocks: Iterable[Matrix]) -> Iterator[list[Matrix]]:
+        """Yield for each block of standardised rows the scores of each of some heads of this one's kind."""
+        for block in blocks:
+            yield [head._block_scores(block) for head in heads]
+
+    def forewarning(
+        self, shape: tuple[int, int], some: Callable[[Codes], tuple[Matrix, NDArray[Any]]]
+    ) -> str:
+        """Return what to know before a fit to rows of `shape` (N, D) that will take long; "" mostly.
+
+        `some` returns the rows and labels at positions asked for.
+        """
+        return ""
+
     @abstractmethod
     def arrays(self) -> dict[str, ArraySpec]:
         """Return what fitted arrays there are besides mean_ and scale_; "coefs_.1" means coefs_[1]."""
@@ -177,13 +194,21 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         self.forget()
         self.check_options()
         start = time.perf_counter()
-        task = self._task(X, y, X_val, y_val)
+        return self._learned(self._task(X, y, X_val, y_val), learn, start)
+
+    def _learned(self, task: Task, learn: Callable[[Task], None], start: float) -> Self:
+        """Learn from a task whose classes are set, and complete the fit that began at `start`."""
         columns = self._moments(task)
         self.mean_, self.scale_ = (columns.mean, columns.scale) if columns else (None, None)
         learn(task)
         self.notes_ = [*getattr(self, "notes_", ()), *task.notes]
         self.fit_seconds_ = time.perf_counter() - start  # set last: the fit is complete
         return self
+
+    @property
+    def draws(self) -> bool:
+        """Whether a fit draws random numbers, so that its seed makes a difference."""
+        return "seed" in self.OPTIONS
 
     @property
     def standardizes(self) -> bool:
@@ -232,7 +257,7 @@ class Head(ClassifierMixin, BaseEstimator, ABC):
         return validated(self, self.BLOCKWISE or "y" not in data, data)
 
     def _scores(self, X: ArrayLike) -> Matrix:
-        return _scores_of([self], X)[0]
+        return scores_of([self], X)[0]
 
     def _standardised_block(self, rows: Matrix, dtype: Any) -> Matrix:
         if self.mean_ is None or self.scale_ is None:
@@ -251,36 +276,6 @@ class ScoredHead(Head):
         """
         scores = self._scores(X)
         return scores if scores.shape[1] > 2 else scores[:, 1] - scores[:, 0]
-
-
-def probabilities_of(heads: Sequence[Head], X: ArrayLike) -> list[Matrix]:
-    """Return what each head's `predict_proba` returns for X (N, D), which is read and standardised once.
-
-    Raises:
-        HeadError: as `Head.predict`, or the heads do not standardise with the same mean and scale.
-    """
-    if any(head.mean_ is not heads[0].mean_ or head.scale_ is not heads[0].scale_ for head in heads):
-        raise HeadError(
-            "Heads that predict together must share the arrays mean_ and scale_.",
-            "Let them predict one by one.",
-        )
-    scores = _scores_of(heads, X) if heads else []
-    return [head._probable(own) for head, own in zip(heads, scores, strict=True)]
-
-
-def _scores_of(heads: Sequence[Head], X: ArrayLike) -> list[Matrix]:
-    for head in heads:
-        check_is_fitted(head)
-    first = heads[0]
-    rows: Matrix = first._validated(X=X, reset=False)
-    dtype = np.float64 if rows.dtype == np.float64 else np.float32
-    scores = [np.empty((len(rows), len(head.classes_)), dtype=dtype) for head in heads]
-    for part in row_blocks(len(rows), rows.shape[1]):
-        check_finite(rows[part], part.start)
-        block = first._standardised_block(rows[part], dtype)
-        for head, own in zip(heads, scores, strict=True):
-            own[part] = head._block_scores(block)
-    return scores
 
 
 def softmax(scores: Matrix) -> Matrix:

@@ -152,7 +152,7 @@ class _Batch:
             self.known = int((task.y_val != UNKNOWN).sum())
         self.courses = [Course(each, self.val is not None) for each in settings]
         self.optimiser = Adams(self.stack.parameters, [_rule(settings[number]) for number in self.alive])
-        self.stack.parameters = self.optimiser.parameters
+        self.stack.parameters, self.stack.gradients = self.optimiser.parameters, self.optimiser.gradients
         self.seconds = [0.0] * len(settings)
         self._operations = 4 * first.batch_size * sum(p[0].numel() for p in self.stack.parameters)
         self._epochs, self._best = 0, -1.0
@@ -210,7 +210,7 @@ class _Batch:
         self.rows = [self.rows[group] for group in left]
         self.generators = [self.generators[group] for group in left]
         self.optimiser.keep(stay)
-        self.stack.parameters = self.optimiser.parameters
+        self.stack.parameters, self.stack.gradients = self.optimiser.parameters, self.optimiser.gradients
         self._begin()
 
     def _train(self) -> list[float]:

@@ -20,6 +20,7 @@ from featcache.heads.scaling import row_blocks
 
 _WHOLE = 1024  # columns up to which all eigenvectors are taken
 _SKETCH = 192  # directions of a sketch
+_CLEAR = 1e-5  # of the sum of eigenvalues; below, float32 has its part in them
 _BLOCK, _BLOCK_ROWS = 1 << 20, 256  # values and rows that are looked at side by side
 _SCALES, _BISECTIONS = (1e-6, 2.0), 20
 _ROWS_A_DIRECTION = 16  # that are looked at, where there are as many
@@ -79,11 +80,11 @@ def _sum(values: Tensor) -> Tensor:
     return values.sum(dim=(1, 2), dtype=torch.float64)
 
 
-def curvature(passes: Passes, precision: Precision) -> Curvature:
+def curvature(passes: Passes) -> Curvature:
     """Look at some rows' second moments; the same table gives the same answer."""
     if passes.width <= _WHOLE:
         return _whole(passes)
-    return _sketched(passes, precision)
+    return _sketched(passes)
 
 
 def _whole(passes: Passes) -> Curvature:
@@ -98,29 +99,37 @@ def _whole(passes: Passes) -> Curvature:
     return Curvature(vectors, values.clamp_(min=0).double(), 0.0)
 
 
-def _sketched(passes: Passes, precision: Precision) -> Curvature:
+def _sketched(passes: Passes) -> Curvature:
     generator = torch.Generator().manual_seed(0)
     size = min(_SKETCH, passes.width)
     start = torch.randn((passes.width, size), generator=generator).to(passes.device)
     start = torch.linalg.qr(start)[0].t()
     step = torch.cat([start, torch.zeros_like(start[:, :1])], 1).double()
     parts = _some(passes, size)
-    taken, found = passes.run(step, lambda part, scores: scores, precision, parts)
+    taken, found = passes.run(step, lambda part, scores: scores, Precision.SINGLE, parts)
     count = sum(part.stop - part.start for part in parts)
     vectors, values = _nystrom(taken[:, :-1].t(), found[:, :-1].t() / count)
     live = float((passes.scale != 1).sum()) or float(passes.width)
     rest = max((live - float(values.sum())) / max(live - size, 1.0), 0.0)
-    return Curvature(vectors.float(), values, min(rest, float(values[-1])))
+    return Curvature(vectors.float(), values, min(rest, float(values.min())) if len(values) else rest)
 
 
 def _nystrom(start: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvectors (D, r) and values (r,) of the Nyström approximation from Ω and GΩ (D, r)."""
-    shift = 1e-6 * torch.linalg.norm(image)
-    core = start.t() @ (image + shift * start)
-    root = torch.linalg.cholesky((core + core.t()) / 2)
-    basis = torch.linalg.solve_triangular(root, (image + shift * start).t(), upper=False).t()
-    vectors, singular, _ = torch.linalg.svd(basis, full_matrices=False)
-    return vectors, (singular**2 - shift).clamp(min=0)
+    """Return eigenvectors (D, r) and values (r,) of the Nyström approximation from Ω and GΩ (D, K).
+
+    Directions that rounding has a part in are left out, so r may be less than K, even 0.
+    """
+    core, turned = _roots(start.t() @ image)
+    basis = image @ (turned / core.sqrt())
+    values, turned = _roots(basis.t() @ basis)
+    return basis @ (turned / values.sqrt()), values
+
+
+def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues of a symmetric matrix that are well above 0, and their vectors."""
+    values, vectors = torch.linalg.eigh((matrix + matrix.t()) / 2)
+    clear = values > _CLEAR * values.clamp(min=0).sum()  # of none, none
+    return values[clear], vectors[:, clear]
 
 
 def _some(passes: Passes, directions: int) -> list[slice]:

@@ -115,7 +115,7 @@ class _Solver:
             precisions = precisions[-1:]
         stack = self._stack(precisions[0])
         wanted = stack.tolerance
-        look = curvature(self.passes, precisions[0])
+        look = curvature(self.passes)
         spent = torch.zeros(len(stack), dtype=torch.int64)
         for precision in precisions:
             factor = 1.0 if precision is precisions[-1] else _FINE if precision.fine else _COARSE
@@ -146,7 +146,8 @@ class _Solver:
         loss = self.problem.loss(1, self.targets, torch.float32)
         zero = torch.zeros((self.problem.width, self.passes.width + 1), dtype=torch.float64)
         _, gradient = self.passes.run(zero.to(self.problem.device), loss.residuals, precision)
-        return gradient.abs().amax(dim=1) / self.passes.rows
+        largest: Tensor = gradient.abs().amax(dim=1) / self.passes.rows
+        return largest
 
     def _kept(self, outcome: Outcome, wanted: Tensor, spent: Tensor) -> list[Solution]:
         heads = len(self.Cs)
@@ -175,5 +176,7 @@ def objective(problem: Problem, C: float, coef: Any, intercept: Any) -> float:
     loss = problem.loss(1, problem.targets(), torch.float64)
     step = torch.from_numpy(np.concatenate([coef, np.reshape(intercept, (-1, 1))], axis=1))
     passes.run(step.to(problem.device), loss.residuals, Precision.DOUBLE)
-    squares = float((coef**2).sum()) + (float((intercept**2).sum()) if problem.kind == "svm" else 0.0)
-    return float(loss.taken()[0].sum()) + squares / (2 * C * passes.rows)
+    held = step if problem.kind == "svm" else step[:, :-1]  # what the penalty is on
+    squares = float(held.square().sum())
+    value, _ = loss.taken()
+    return float(value.sum()) + squares / (2 * float(C) * passes.rows)

@@ -24,6 +24,7 @@ from featcache.heads.threads import torch_threads_for
 
 Residuals = Callable[[slice, Tensor], Tensor]
 _CPU_BLOCK = 1 << 20  # values: a block and its cast stay in the cache of the processor
+_WIDE_BLOCK = 1 << 22
 _GPU_BLOCK = 1 << 27  # values: the float64 copy of a block takes a gibibyte
 _SMALL_LANE = 1 << 28  # operations of a pass; below, a second thread only waits
 
@@ -32,7 +33,7 @@ class Passes:
     """A table X (N, D) on a device, with the means and scales (D,) that its columns are read with."""
 
     def __init__(self, X: Matrix, columns: Moments | None, device: torch.device) -> None:
-        self.rows, self.width = X.shape
+        self.rows, self.width = int(X.shape[0]), int(X.shape[1])
         self.device = device
         self.table = _placed(X, device)
         zero, one = np.zeros(self.width), np.ones(self.width)
@@ -77,7 +78,9 @@ class Passes:
     def parts(self, precision: Precision, columns: int) -> list[slice]:
         """Return the blocks of rows of a pass of `columns` columns."""
         if self.device.type == "cpu" or self.table.device.type == "cpu":
-            return list(row_blocks(self.rows, max(self.width, columns), _CPU_BLOCK))
+            # Many columns' weights are as large as a block: more rows a block read them less often.
+            values = max(_CPU_BLOCK, min(columns * self.width, _WIDE_BLOCK))
+            return list(row_blocks(self.rows, max(self.width, columns), values))
         casts = precision not in (Precision.SPLIT,)
         return list(row_blocks(self.rows, max(self.width if casts else 1, 4 * columns), _GPU_BLOCK))
 

@@ -47,8 +47,8 @@ class Products:
         """
         return self.turned_gradient(delta.t(), rows)
 
-    def turned_gradient(self, delta: Tensor, rows: Tensor) -> Tensor:
-        """Return the gradient of delta (H, n) at the outputs."""
+    def turned_gradient(self, delta: Tensor, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the gradient of delta (H, n) at the outputs; in `out` (H, D) where that saves a copy."""
         if self._half is not None and not rows.is_cuda:
             torch.mm(delta.to(rows.dtype), rows, out=self._half_gradient)
             return self._gradient.copy_(self._half_gradient)
@@ -56,7 +56,7 @@ class Products:
             return _halves(delta.to(rows.dtype), rows)
         if _large_on_cpu(rows, len(delta)):
             return _linear(delta.contiguous(), rows.t(), None)
-        return torch.mm(delta, rows)
+        return torch.mm(delta, rows) if out is None else torch.mm(delta, rows, out=out)
 
 
 def outputs(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

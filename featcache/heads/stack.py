@@ -46,7 +46,8 @@ class Stack:
         ends = torch.tensor(self.counts).cumsum(0).tolist()
         self.parts = [slice(end - count, end) for end, count in zip(ends, self.counts, strict=True)]
         self._minus = torch.full((1, 1, 1), -1.0, device=self.parameters[0].device)
-        self._repeats = torch.tensor(self.counts, device=self.parameters[0].device)
+        groups = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
+        self._groups = groups.to(self.parameters[0].device)
         self.products = [Products(self._flat(part)[0], self.precision) for part in self.parts]
 
     def _flat(self, part: slice) -> tuple[Tensor, Tensor]:
@@ -82,8 +83,7 @@ class Stack:
         values = self._later(self._first(batches), dropping=True)
         size = len(batches[0][1])
         log_p = torch.log_softmax(values[-1], dim=1)
-        true = torch.stack([classes for _, classes in batches]) if len(batches) > 1 else batches[0][1][None]
-        true = true.repeat_interleave(self._repeats, dim=0, output_size=len(self))[:, None]
+        true = self._of_heads([classes for _, classes in batches])
         loss = log_p.gather(1, true).sum(dim=(1, 2)).neg_()
         delta = log_p.exp_().scatter_add_(1, true, self._minus.expand_as(true)).div_(size)
         for i in range(len(self.sizes) - 2, 0, -1):
@@ -94,6 +94,12 @@ class Stack:
         torch.sum(delta, 2, out=self.gradients[1])
         self._first_gradients(batches, delta)
         return loss
+
+    def _of_heads(self, classes: Sequence[Tensor]) -> Tensor:
+        """Return the classes (n,) of each group's batch as (K, 1, n)."""
+        if len(classes) == 1:
+            return classes[0].expand(len(self), 1, -1)
+        return torch.stack(list(classes)).index_select(0, self._groups)[:, None]
 
     def learned(self) -> None:
         """Take over that the parameters have changed."""
@@ -112,11 +118,14 @@ class Stack:
 
     def _first_gradients(self, batches: Sequence[Batch], delta: Tensor) -> None:
         for (rows, _), part, products in zip(batches, self.parts, self.products, strict=True):
-            found = products.turned_gradient(delta[part].flatten(0, 1), rows)
+            out = self.gradients[0][part]
+            found = products.turned_gradient(delta[part].flatten(0, 1), rows, out.flatten(0, 1)).view_as(out)
+            if found.data_ptr() == out.data_ptr():
+                continue
             if len(batches) > 1:
-                self.gradients[0][part] = found.view_as(self.gradients[0][part])
+                out.copy_(found)
             else:
-                self.gradients[0] = found.view_as(self.gradients[0])
+                self.gradients[0] = found
 
     def _later(self, first: Tensor, dropping: bool) -> list[Tensor]:
         """Return each layer's outputs (K, out, n), given the first ones'."""

@@ -18,7 +18,7 @@ from featcache.store.recent import FOLDER
 
 
 def shared(
-    cache: Path, parts: Sequence[ShardPlan], committed: Callable[[ShardPlan], bool]
+    cache: Path, parts: Sequence[ShardPlan], committed: Callable[[ShardPlan], bool], rest: bool = True
 ) -> Iterator[ShardPlan]:
     """Yield the shards that this process should compute, unclaimed ones first.
 
@@ -26,6 +26,7 @@ def shared(
         cache: the cache's folder.
         parts: the shards that were missing when the process began.
         committed: asked right before a shard is yielded whether somebody has committed it since.
+        rest: whether to yield in the end what others have claimed and not committed.
     """
     folder = _folder(cache)
     with contextlib.suppress(OSError):
@@ -38,7 +39,7 @@ def shared(
             yield part
         else:
             later.append(part)
-    for part in later:
+    for part in later if rest else ():
         if not committed(part):
             yield part
 

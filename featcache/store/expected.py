@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 Check = Callable[[Any], bool]
+_MISSING = object()
 
 
 def _text(value: Any) -> bool:
@@ -90,14 +91,15 @@ RUN: dict[str, Any] = {
     "split": {"val_fraction": _number, "split_seed": _count, "split_mode": _text},
     "files": _mapping_of(_text),
     "params": _any_mapping,
-    **dict.fromkeys(("val", "test", "calibration"), lambda value: value is None or _any_mapping(value)),
+    **dict.fromkeys(("val", "test"), lambda value: value is None or _any_mapping(value)),
+    "calibration": lambda value: value in (None, _MISSING) or _any_mapping(value),  # older runs have none
 }
 
 
 def wrong(record: Mapping[str, Any], expected: Mapping[str, Any], prefix: str = "") -> str:
     """Return the first field that is missing or not what it must be, "" for none; others may be there."""
     for name, check in expected.items():
-        value = record.get(name)
+        value = record.get(name, _MISSING)
         if isinstance(check, Mapping):
             found = wrong(value, check, f"{prefix}{name}.") if isinstance(value, Mapping) else prefix + name
             if found:

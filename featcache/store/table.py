@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -64,6 +64,11 @@ class Table:
     def columns(self) -> int:
         """D."""
         return int(self.base.shape[1])
+
+    def take(self, positions: NDArray[np.int64], split: str | None = None) -> Table:
+        """Return the table of the rows at these rising positions (n,), named another split where given."""
+        index, rows, y = self.index[positions], self.rows[positions], self.y[positions]
+        return replace(self, index=index, rows=rows, y=y, split=split or self.split)
 
     @cached_property
     def ids(self) -> list[str]:

@@ -11,7 +11,7 @@ from featcache.errors import OptionError, RunError
 from featcache.training import intervals, runs
 from featcache.training.scored import Scored, read_scored
 
-SPLITS = ("test", "val")  # in the order of preference
+SPLITS = ("test", "val", "cv")  # in the order of preference; cv: the pooled predictions of folds
 ALPHA = 1 - intervals.LEVEL
 
 
@@ -28,12 +28,13 @@ def compare(
 
     Args:
         folders: of the runs, at least one.
-        split: "test" or "val"; None takes test where all runs have it, else val.
+        split: "test", "val" or "cv" (cross-validation's pooled predictions); None takes the first that all
+            runs have.
         seed: of the bootstrap.
         resamples: of the bootstrap.
 
     Returns:
-        split, rows, seed, resamples; `runs`: run, head, cache, accuracy, low, high of each; `pairs`: a, b,
+        split, rows, seed, resamples; `runs`: run, head, cache, subset, accuracy, low, high; `pairs`: a, b,
         difference (b - a), low, high, only_a and only_b (rows that one head alone got right), p (McNemar),
         p_holm (corrected for the number of pairs), better (a run or None), verdict (a sentence); `notes`.
 
@@ -84,7 +85,7 @@ def _split(records: Sequence[dict[str, Any]], asked: str | None) -> str:
 
 def _alone(scored: Scored, *, seed: int, resamples: int) -> dict[str, Any]:
     found = intervals.accuracy_interval(scored.right, seed=seed, resamples=resamples)
-    names = {"run": scored.run, "head": scored.head, "cache": scored.cache}
+    names = {"run": scored.run, "head": scored.head, "cache": scored.cache, "subset": scored.subset}
     return {**names, "accuracy": found.value, "low": found.low, "high": found.high}
 
 
@@ -137,10 +138,20 @@ def _p(value: float) -> str:
     return "< 0.0001" if value < 1e-4 else f"= {value:.2g}" if value < 0.01 else f"= {value:.2f}"
 
 
+def _subset_notes(scored: Sequence[Scored]) -> list[str]:
+    """Say which runs saw other training rows than the rest, where any did."""
+    if len({each.subset for each in scored}) < 2:
+        return []
+    whole = "all training rows"
+    saw = ", ".join(f"{each.run} {each.subset or whole}" for each in scored)
+    return [f"The heads did not see the same training rows: {saw}."]
+
+
 def _notes(scored: Sequence[Scored], records: Sequence[dict[str, Any]], split: str) -> list[str]:
     notes = []
     if split == "val" and any(record["epochs"] for record in records):
         notes.append("The validation rows also chose when to stop: expect a little less on new images.")
+    notes += _subset_notes(scored)
     for each in scored:
         if each.right.all():
             least = intervals.least_plausible(len(each.right))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,10 @@ from featcache import metrics
 from featcache.errors import RunError
 from featcache.heads import saving
 from featcache.store.cache import Cache
-from featcache.store.table import has_split
+from featcache.store.table import Table, has_split
 from featcache.training import calibrated, fit, runs
 from featcache.training.predictions import Prediction, predict
+from featcache.training.subsets import from_record
 
 
 def evaluate(folder: Path) -> dict[str, Any]:
@@ -37,18 +38,27 @@ def evaluate(folder: Path) -> dict[str, Any]:
         classes=cache.classes,
     )
     head = saving.loads(data)
-    options = {**record["split"], "node": record["node"]}
-    splits = [split for split in ("val", "test") if has_split(cache, split, record["split"]["val_fraction"])]
-    if not splits:
+    tables = _tables(cache, record)
+    if not tables:
         raise RunError(
             f"{cache.name} has neither a validation nor a test split.", "Train with --val-fraction .2."
         )
-    tables = {split: cache.table(split, **options) for split in splits}
     predictions = [predict(head, table) for table in tables.values()]
-    if "test" in splits and record["test"] is None:
+    if "test" in tables and record["test"] is None:
         done = calibrated.add_test(record.get("calibration"), head, tables["test"], predictions[-1])
         record = fit.add_test(cache, folder, record, predictions[-1], done)
     return {**record, "details": {found.split: _details(found, cache.classes) for found in predictions}}
+
+
+def _tables(cache: Cache, record: Mapping[str, Any]) -> dict[str, Table]:
+    """Return the tables there are to evaluate a run on: the rows that it was validated with, and test."""
+    subset = from_record(record.get("subset"))
+    training = fit.Training(record["head"], node=record["node"], **record["split"], subset=subset)
+    val = fit.read_tables(cache, training)[1]
+    tables = {} if val is None else {"val": val}
+    if has_split(cache, "test"):
+        tables["test"] = cache.table("test", **training.split_options())
+    return tables
 
 
 def _details(found: Prediction, classes: Sequence[str]) -> dict[str, Any]:

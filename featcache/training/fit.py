@@ -10,6 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from featcache import atomic
 from featcache.errors import CacheError, OptionError, RunError
 from featcache.heads import saving
@@ -21,7 +24,7 @@ from featcache.recipe import FORMAT
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.table import Table, has_split
-from featcache.training import calibrated, checkpoints, runs
+from featcache.training import calibrated, checkpoints, runs, subsets
 from featcache.training.cost import peak_gpu_bytes, peak_rss_bytes
 from featcache.training.ledger import Ledger
 from featcache.training.predictions import Prediction, predict
@@ -45,6 +48,7 @@ class Training:
     keep_checkpoints: int = 0
     calibrate: bool = False
     memory_budget: int | None = None  # bytes of features in memory; None: as there is room
+    subset: subsets.Subset | None = None  # None: all training rows
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that `cache.table` takes."""
@@ -72,6 +76,7 @@ class Watch:
     layers: Callable[[list[LayerRow]], None] = lambda rows: None
     epoch: Callable[[EpochReport], None] = lambda report: None
     keeps: Callable[[str], None] = lambda run: None  # told the run's id where it keeps checkpoints
+    warns: Callable[[str], None] = lambda text: None  # told what makes a training take long, before it starts
 
 
 def train(cache: Cache, training: Training, watch: Watch = Watch()) -> Trained:
@@ -115,6 +120,7 @@ def resume(
             "Train with --keep-checkpoints 5 to be able to resume.",
         ) from None
     asked = dict(config["training"])
+    asked["subset"] = subsets.from_record(asked.get("subset"))
     if (folder / runs.RUN).exists() and epochs is None:
         raise RunError(f"The run {folder.name} is finished.", "Give --epochs to train it for longer.")
     if epochs is not None:
@@ -132,11 +138,13 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
     hooks = _hooks(training, folder, watch, state)
     if training.test and not has_split(cache, "test"):
         raise OptionError(f"{cache.name} has no test split.", "Train without --test.")
-    if training.calibrate and not has_split(cache, "val", training.val_fraction):
+    if training.calibrate and not validates(cache, training):
         raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
     table, val = read_tables(cache, training)
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
+    if text := forewarning(head, table):
+        watch.warns(text)
     begin = time.perf_counter()
     validation: dict[str, Any] = {} if val is None else {"X_val": val.selection, "y_val": val.y}
     head.fit(table.selection, table.y, **validation, **hooks)
@@ -153,21 +161,35 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
     return store(cache, folder, facts, head, found)
 
 
+def forewarning(head: Head, table: Table) -> str:
+    """Return what to know before a fit of a head to a table that will take long; "" mostly."""
+
+    def some(positions: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64]]:
+        taken = table.take(positions)
+        return taken.X, taken.y
+
+    return head.forewarning((len(table), table.columns), some)
+
+
+def validates(cache: Cache, training: Training) -> bool:
+    """Return whether there are rows to validate with: a split, a part of the training rows, or a fold."""
+    return isinstance(training.subset, subsets.Fold) or has_split(cache, "val", training.val_fraction)
+
+
 def read_tables(cache: Cache, training: Training) -> tuple[Table, Table | None]:
     """Return the training and the validation table, None where there is none.
 
     Raises:
         CacheError: the cache is not finished or has no training rows.
         DamagedError: a shard differs from what was committed.
+        OptionError: there are fewer training rows than folds.
     """
 
     def read(split: str) -> Table:
         return replace(cache.table(split, **training.split_options()), budget=training.memory_budget)
 
-    table = read("train")
-    if not has_split(cache, "val", training.val_fraction):
-        return table, None
-    return table, read("val")
+    val = read("val") if has_split(cache, "val", training.val_fraction) else None
+    return subsets.select(read("train"), val, training.subset)
 
 
 def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState | None) -> dict[str, Any]:
@@ -181,7 +203,8 @@ def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState 
         return {}
     if training.keep_checkpoints:
         atomic.make_folder(folder)
-        config = {"format": FORMAT, "training": {**asdict(training), "params": dict(training.params)}}
+        plain = {"params": dict(training.params), "subset": subsets.to_record(training.subset)}
+        config = {"format": FORMAT, "training": {**asdict(training), **plain}}
         atomic.write(folder / CONFIG, records.to_bytes(config))
         watch.keeps(folder.name)
 
@@ -220,6 +243,7 @@ def facts_of(
         "head": training.head,
         "params": plain_params(head),
         "split": {key: value for key, value in training.split_options().items() if key != "node"},
+        "subset": subsets.to_record(training.subset),
         "train_rows": len(table),
         "epochs": getattr(head, "n_epochs_", None),
         "best_epoch": getattr(head, "best_epoch_", None),
@@ -236,10 +260,11 @@ def store(
     cache: Cache, folder: Path, facts: Mapping[str, Any], head: Head, predictions: Sequence[Prediction]
 ) -> Trained:
     """Write a run with its predictions and their metrics, and put it into the ledger."""
-    whole: dict[str, Any] = {**facts, "val": None, "test": None}
+    whole: dict[str, Any] = {"cv": None, **facts, "val": None, "test": None}
     arrays: dict[str, Any] = {}
     for prediction in predictions:
-        whole[prediction.split] = prediction.summary(cache.classes)
+        more = whole[prediction.split] or {}
+        whole[prediction.split] = {**prediction.summary(cache.classes), **more}
         arrays |= prediction.arrays()
     data = saving.dumps(head, context_of(cache, facts["node"]))
     record = runs.write_run(folder, whole, data, getattr(head, "history_", []), arrays)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,45 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featcache.errors import CacheError, FeatcacheError, OptionError, unknown
+from featcache.errors import CacheError, FeatcacheError, unknown
+from featcache.training.columns import COLUMNS, GROUPS, MEASURES, conditions, measure, values_of
+from featcache.training.columns import column as column_of
 from featcache.training.runs import all_runs, read_run, readable
 
 FILE = "ledger.sqlite"
-VERSION = 1
-# column → its SQL type and where in a run's record it stands
-COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
-    "run": ("TEXT PRIMARY KEY", ("run",)),
-    "created": ("TEXT", ("created",)),
-    "cache": ("TEXT", ("cache",)),
-    "dataset": ("TEXT", ("dataset",)),
-    "backbone": ("TEXT", ("backbone",)),
-    "node": ("TEXT", ("node",)),
-    "head": ("TEXT", ("head",)),
-    "val_accuracy": ("REAL", ("val", "accuracy")),
-    "val_macro_f1": ("REAL", ("val", "macro_f1")),
-    "val_log_loss": ("REAL", ("val", "log_loss")),
-    "test_accuracy": ("REAL", ("test", "accuracy")),
-    "test_macro_f1": ("REAL", ("test", "macro_f1")),
-    "test_log_loss": ("REAL", ("test", "log_loss")),
-    "epochs": ("INTEGER", ("epochs",)),
-    "best_epoch": ("INTEGER", ("best_epoch",)),
-    "fit_seconds": ("REAL", ("fit_seconds",)),
-    "peak_rss_bytes": ("INTEGER", ("peak_rss_bytes",)),
-    "params": ("TEXT", ("params",)),
-}
-# what a best run can be best by → in which order the best comes first
-MEASURES = {
-    "val_accuracy": "DESC",
-    "val_macro_f1": "DESC",
-    "val_log_loss": "ASC",
-    "test_accuracy": "DESC",
-    "test_macro_f1": "DESC",
-    "test_log_loss": "ASC",
-    "fit_seconds": "ASC",
-}
-GROUPS = ("cache", "head", "dataset", "backbone")  # what there can be a best run of each of
-_PARAMS = "params."
-_CONDITION = re.compile(r"([\w.]+)\s*(!=|<=|>=|=|<|>|~)\s*(.*)")
+VERSION = 2
+_OLDER = (1,)  # whose columns are fewer: an index is made anew from the run folders
+_NO_FOLD = "(subset IS NULL OR subset NOT LIKE 'fold %')"
 
 
 @dataclass(frozen=True)
@@ -103,8 +72,8 @@ class Ledger:
         Raises:
             OptionError: a condition or column is unknown.
         """
-        clauses, values = _conditions(where)
-        column = _column(sort.removeprefix("-"))
+        clauses, values = conditions(where)
+        column = column_of(sort.removeprefix("-"))
         order = "DESC" if sort.startswith("-") else "ASC"
         query = f"SELECT * FROM runs WHERE {clauses} ORDER BY {column} IS NULL, {column} {order}, run LIMIT ?"
         return self._found(query, values, limit)
@@ -115,7 +84,8 @@ class Ledger:
         """Return the best run of each cache, head …, the best of all first; of equals the earliest.
 
         Args:
-            by: one of `MEASURES`; runs without it are left out.
+            by: one of `MEASURES`, such as "val_ece" or, for short, "ece"; runs without it are left out, and
+                so are those of single folds, which validated on other rows.
             per: one of `GROUPS`.
             where: as for `runs`; what does not meet it takes no part.
             limit: at most so many.
@@ -123,16 +93,15 @@ class Ledger:
         Raises:
             OptionError: a condition, `by` or `per` is unknown.
         """
-        clauses, values = _conditions(where)
-        if by not in MEASURES:
-            raise unknown("measure", by, MEASURES)
+        clauses, values = conditions(where)
+        by = measure(by)
         if per not in GROUPS:
             raise unknown("group", per, GROUPS)
         order = f"{by} {MEASURES[by]}, created, run"
         placed = f"*, ROW_NUMBER() OVER (PARTITION BY {per} ORDER BY {order}) AS place"
         query = (
             f"SELECT {', '.join(COLUMNS)} FROM "
-            f"(SELECT {placed} FROM runs WHERE {clauses} AND {by} IS NOT NULL) "
+            f"(SELECT {placed} FROM runs WHERE {clauses} AND {by} IS NOT NULL AND {_NO_FOLD}) "
             f"WHERE place = 1 ORDER BY {order} LIMIT ?"
         )
         return self._found(query, values, limit)
@@ -147,7 +116,7 @@ class Ledger:
             except FeatcacheError as error:
                 unreadable[folder.name] = error.message
             else:
-                expected[record["run"]] = _values(record)
+                expected[record["run"]] = values_of(record)
         there = self._stored()
         gone = there.keys() - expected.keys() - unreadable.keys()
         wrong = dict.fromkeys(gone, "in the ledger, but there is no such run folder")
@@ -189,26 +158,27 @@ class Ledger:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
         if version == VERSION:
             return
-        if version != 0:
+        if version not in (0, *_OLDER):
             raise CacheError(
                 f"The ledger {self.path} has version {version}; this featcache knows {VERSION}.",
                 "Use a newer featcache, or move the file away and run: featcache runs --rebuild.",
             )
         columns = ", ".join(f"{name} {kind}" for name, (kind, _) in COLUMNS.items())
         with db:
+            db.execute("BEGIN IMMEDIATE")  # of two processes that find an older ledger one makes it anew
+            if int(db.execute("PRAGMA user_version").fetchone()[0]) in _OLDER:
+                db.execute("DROP TABLE runs")
             db.execute(f"CREATE TABLE IF NOT EXISTS runs ({columns})")
             db.execute(f"PRAGMA user_version = {VERSION}")
+            if version in _OLDER:
+                for run in readable(all_runs(self.features_dir)):
+                    _insert(db, run)
 
 
 def _insert(db: sqlite3.Connection, run: Mapping[str, Any]) -> None:
-    values = _values(run)
+    values = values_of(run)
     marks = ", ".join("?" * len(values))
     db.execute(f"INSERT OR REPLACE INTO runs ({', '.join(COLUMNS)}) VALUES ({marks})", values)
-
-
-def _values(run: Mapping[str, Any]) -> list[Any]:
-    """Return a run's row of the ledger, in the order of the columns."""
-    return [_value(run, where) for _, where in COLUMNS.values()]
 
 
 def _difference(stored: Sequence[Any] | None, expected: Sequence[Any]) -> str:
@@ -219,57 +189,3 @@ def _difference(stored: Sequence[Any] | None, expected: Sequence[Any]) -> str:
         for name, there, value in zip(COLUMNS, stored, expected, strict=True)
         if there != value
     )
-
-
-def _value(run: Mapping[str, Any], where: Sequence[str]) -> Any:
-    value: Any = run
-    for key in where:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return json.dumps(value, sort_keys=True) if where == ("params",) else value
-
-
-def _conditions(where: Sequence[str]) -> tuple[str, list[Any]]:
-    clauses, values = ["1"], []
-    for text in where:
-        match = _CONDITION.fullmatch(text.strip())
-        if match is None:
-            raise OptionError(
-                f"Cannot read the condition {text!r}.", "Write it as column=value, e.g. head=mlp."
-            )
-        column, operator, value = match.groups()
-        if operator == "~":
-            clauses.append(f"instr({_column(column)}, ?) > 0")
-        else:
-            clauses.append(f"{_column(column)} {operator} ?")
-        values.append(value if operator == "~" else _operand(column, value))
-    return " AND ".join(clauses), values
-
-
-def _column(name: str) -> str:
-    """Return a column, or one option out of the column `params`, as SQL."""
-    option = name.removeprefix(_PARAMS)
-    if option != name and re.fullmatch(r"\w+", option):
-        return f"json_extract(params, '$.{option}')"
-    if name not in COLUMNS:
-        raise OptionError(f"Unknown column {name!r}.", f"Known: {', '.join(COLUMNS)}, params.OPTION.")
-    return name
-
-
-def _operand(column: str, value: str) -> float | str:
-    """Return what a column is compared with: a number where it holds numbers."""
-    if column.startswith(_PARAMS):
-        return _typed(value)
-    if COLUMNS[column][0].startswith("TEXT"):
-        return value
-    found = _typed(value)
-    if isinstance(found, str):
-        raise OptionError(f"{column} holds numbers, got {value!r}.", "Write e.g. val_accuracy>=.7.")
-    return found
-
-
-def _typed(value: str) -> float | str:
-    """Return the number that a text is, else the text: what JSON holds is compared by its type."""
-    try:
-        return float(value)
-    except ValueError:
-        return value.replace(" ", "")  # lists, which SQLite writes without blanks

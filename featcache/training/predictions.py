@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache import metrics
-from featcache.heads.base import Head, probabilities_of
+from featcache.heads.base import Head
+from featcache.heads.scoring import probabilities_of
 from featcache.store.table import Table
 
 

@@ -1,4 +1,4 @@
-"""The configurations of a sweep in order: mean and deviation of their validation metrics over the seeds."""
+"""The configurations of a sweep in order: mean and deviation of their validation metrics over their runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from typing import Any
 
 @dataclass
 class Configuration:
-    """One point of the grid: its values, the records of its runs (one a seed), and what failed."""
+    """One point of the grid: its values, the records of its runs, and what failed.
+
+    There is a run for each seed, and where rows are drawn or dealt in folds, for each seed and subset.
+    """
 
     values: dict[str, Any]
     records: list[dict[str, Any]] = field(default_factory=list)
@@ -19,12 +22,18 @@ class Configuration:
 
     def mean(self, *where: str) -> float | None:
         """Return the mean over the runs of a number in their records, e.g. ("val", "accuracy")."""
-        values = self._numbers(*where)
+        values = self._numbers(self.records, *where)
         return statistics.fmean(values) if values else None
 
     def deviation(self, *where: str) -> float | None:
-        """Return the sample standard deviation (n - 1) over the runs, None for fewer than two."""
-        values = self._numbers(*where)
+        """Return the sample standard deviation (n - 1), None for fewer than two numbers.
+
+        It is taken over the seeds, or where there are several subsets of the rows over these, each with the
+        mean over its seeds.
+        """
+        groups = [self._numbers(group, *where) for group in self._by_subset()]
+        values = [statistics.fmean(group) for group in groups if group]
+        values = groups[0] if len(groups) == 1 else values
         return statistics.stdev(values) if len(values) > 1 else None
 
     @property
@@ -36,10 +45,26 @@ class Configuration:
             default=None,
         )
 
-    def _numbers(self, *where: str) -> list[float]:
-        values: list[Any] = list(self.records)
+    @property
+    def subsets(self) -> int:
+        """On how many subsets of the training rows there are runs; all of them count as one."""
+        return len(self._by_subset())
+
+    def _by_subset(self) -> list[list[dict[str, Any]]]:
+        subsets: list[Any] = []
+        groups: list[list[dict[str, Any]]] = []
+        for record in self.records:
+            subset = record.get("subset")
+            if subset not in subsets:
+                subsets.append(subset)
+                groups.append([])
+            groups[subsets.index(subset)].append(record)
+        return groups
+
+    def _numbers(self, records: Iterable[dict[str, Any]], *where: str) -> list[float]:
+        values: list[Any] = list(records)
         for key in where:
-            values = [value[key] for value in values]
+            values = [value[key] for value in values if value is not None]
         return [float(value) for value in values if value is not None]
 
 
@@ -53,10 +78,12 @@ def ranked(
     """
     found: list[Configuration] = []
     for values, record, failure in members:
-        if not found or found[-1].values != values:
-            found.append(Configuration(values))
-        found[-1].records += [record] if record else []
-        found[-1].failures += [failure] if failure else []
+        own = next((known for known in reversed(found) if known.values == values), None)
+        if own is None:
+            own = Configuration(values)
+            found.append(own)
+        own.records += [record] if record else []
+        own.failures += [failure] if failure else []
     return sorted(found, key=_rank)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from featcache.errors import DamagedError, RunError
 from featcache.store.cache import Cache
 from featcache.training import runs
 from featcache.training.intervals import Hits
+from featcache.training.subsets import from_record
 
 Sample = tuple[str, bytes, str]  # id, content hash, name of the true class
 
@@ -25,6 +26,7 @@ class Scored:
     run: str
     head: str
     cache: str
+    subset: str | None  # of the training rows, in words; None: all of them
     samples: Sequence[Sample]
     right: Hits
 
@@ -51,7 +53,9 @@ def _scored(cache: Cache, folder: Path, record: Mapping[str, Any], split: str) -
     except KeyError as error:
         raise DamagedError(f"{folder / runs.PREDICTIONS} lacks {error}.", "Train the head again.") from None
     samples = _samples(cache, rows, labels)
-    return Scored(record["run"], record["head"], cache.name, samples, proba.argmax(axis=1) == labels)
+    subset = from_record(record.get("subset"))
+    words, right = None if subset is None else str(subset), proba.argmax(axis=1) == labels
+    return Scored(record["run"], record["head"], cache.name, words, samples, right)
 
 
 def _samples(cache: Cache, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Sample]:
@@ -76,7 +80,7 @@ def _aligned(first: Scored, other: Scored) -> Scored:
     order = [place[sample] for sample in first.samples if sample in place]
     if not len(order) == len(first.samples) == len(other.samples):
         raise _different(first, other)
-    return Scored(other.run, other.head, other.cache, first.samples, other.right[order])
+    return replace(other, samples=first.samples, right=other.right[order])
 
 
 def _different(first: Scored, other: Scored) -> RunError:
@@ -89,5 +93,5 @@ def _different(first: Scored, other: Scored) -> RunError:
     return RunError(
         f"{first.run} and {other.run} were not evaluated on the same rows: {counts}.",
         "Compare runs of one data set; on val, those trained with the same --val-fraction, --split-seed and "
-        "--split-mode.",
+        "--split-mode, and no single folds.",
     )

@@ -3,36 +3,44 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from featcache.errors import HeadError, OptionError
-from featcache.heads.base import Head
-from featcache.heads.catalogue import create, options
-from featcache.heads.neural import NetworkHead
+from featcache.heads.catalogue import options
 from featcache.store.cache import Cache
-from featcache.store.records import HEADS
-from featcache.store.table import Table, has_split
-from featcache.training import fit, runs
-from featcache.training.evaluate import evaluate
+from featcache.store.table import has_split
+from featcache.training import folds
+from featcache.training.chosen import calibrated_copy, tested
+from featcache.training.curve import Point
 from featcache.training.fit import Training
-from featcache.training.grid import Grid, combinations
-from featcache.training.predictions import Prediction, predict, predict_all
+from featcache.training.grid import Grid
+from featcache.training.members import Member, members_of
 from featcache.training.ranking import Configuration, ranked
-
-if TYPE_CHECKING:
-    from featcache.heads.batched import EpochOfMany
+from featcache.training.search import Points, Search
+from featcache.training.subsets import Draw, Fold, Size, Subset
+from featcache.training.suggestions import TOGETHER, Suggestions
+from featcache.training.trainer import News as News
+from featcache.training.trainer import Trainer
 
 MEMORY = 2 << 30  # bytes that heads trained together may take, besides the tables
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What to try: `training` with each combination of `grid` (or `random` of them), each with `seeds` seeds.
+    """What to try: `training` with each combination of `grid`, each with `seeds` seeds.
+
+    Of the combinations, or of a grid with ranges, `random` are drawn or `optuna` are suggested one after the
+    other, where one is given.
 
     `training.params` holds the options that stay the same; `training.test` asks for an evaluation of the
-    chosen head on the test split. Network heads train together as long as they take `memory` bytes at most.
+    chosen heads on the test split, `training.calibrate` for a calibrated copy of the chosen one. Heads train
+    together as long as they take `memory` bytes at most.
+
+    With `sizes` everything is done for `trials` draws of so many training rows: a learning curve. With
+    `folds` all training rows validate in turn, and the chosen configuration is trained on all of them.
+    `seed` decides what is drawn, dealt and suggested.
     """
 
     training: Training
@@ -40,24 +48,33 @@ class Sweep:
     seeds: int = 1
     memory: int = MEMORY
     random: int | None = None
+    optuna: int | None = None
+    sizes: Sequence[Size] = ()
+    trials: int = 1
+    folds: int | None = None
+    seed: int = 0
 
+    def subsets(self) -> list[Subset | None]:
+        """Return which rows each configuration is trained on; None: all there are."""
+        if self.folds is not None:
+            return [Fold(number, self.folds, self.seed) for number in range(self.folds)]
+        return [subset for size in self.sizes for subset in self.draws(size)] or [None]
 
-@dataclass(frozen=True)
-class News:
-    """How far a sweep is: heads done of how many, those in training now, and the best accuracy so far."""
-
-    done: int
-    total: int
-    alive: int
-    best_accuracy: float | None
+    def draws(self, size: Size) -> list[Subset | None]:
+        """Return the draws of a size; all rows can be drawn in one way alone."""
+        if size.fraction == 1:
+            return [None]
+        return [Draw(size, trial, self.seed) for trial in range(self.trials)]
 
 
 @dataclass(frozen=True)
 class Swept:
     """A finished sweep: configurations, the best first, and the run chosen.
 
-    `best` is of the best configuration's seeds the one with the best validation accuracy. `found` of the
-    `heads` had been trained before, `failed` could not be; `together` trained at once, at most.
+    `best` is of the best configuration's runs the one with the best validation accuracy, or what was made of
+    it: a calibrated copy, or with folds the head trained on all rows. `found` of the `heads` had been trained
+    before, `failed` could not be; `together` trained at once, at most. `curve` has a point for each size;
+    then `configurations` and `best` are those of the last one.
     """
 
     configurations: list[Configuration]
@@ -67,23 +84,20 @@ class Swept:
     failed: int
     together: int
     seconds: float
+    curve: list[Point]
 
 
-@dataclass
-class _Member:
-    """One head of a sweep: where it stands in the grid, and its run's record or what failed."""
-
-    values: dict[str, Any]
-    head: Head
-    record: dict[str, Any] | None = None
-    failure: str | None = None
-
-
-def sweep(cache: Cache, asked: Sweep, tell: Callable[[News], None] = lambda news: None) -> Swept:
+def sweep(
+    cache: Cache,
+    asked: Sweep,
+    tell: Callable[[News], None] = lambda news: None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> Swept:
     """Train every head of a sweep that has no run yet, store each as a run, and choose the best.
 
     A head is stored as soon as it is done, so that an interrupted sweep goes on where it was. Heads are
-    compared by their mean validation accuracy over the seeds, equal ones by their mean log-loss.
+    compared by their mean validation accuracy over the seeds, equal ones by their mean log-loss. `tell` hears
+    how far it is, `warn` what makes a head take long, before it does.
 
     Raises:
         HeadError: the head or a value cannot be used, or every head failed.
@@ -92,164 +106,94 @@ def sweep(cache: Cache, asked: Sweep, tell: Callable[[News], None] = lambda news
         DamagedError: a shard differs from what was committed.
     """
     begin = time.perf_counter()
-    members = _members(asked)
-    _check(cache, asked)
-    found = _find(cache, asked.training, members)
-    together = _Trainer(cache, asked, members, tell).run()
-    configurations = ranked((member.values, member.record, member.failure) for member in members)
-    best = configurations[0].best
-    if best is None:
-        raise HeadError(f"None of the {len(members)} heads could be trained: {members[0].failure}")
-    if asked.training.test and best["test"] is None:
-        evaluate(runs.folder_of(cache.path, best["run"]))
-        best = runs.read_run(runs.folder_of(cache.path, best["run"]))
-    failed = sum(len(configuration.failures) for configuration in configurations)
+    search = _search(asked)
+    asked = _check(cache, asked)
+    total = search.count * asked.seeds * len(asked.subsets())
+    trainer = Trainer(cache, asked.training, asked.memory, total, tell, warn)
+    members: list[Member] = []
+    while values := search.ask():
+        training = asked.training
+        new = [point for point in values if all(member.values != point for member in members)]
+        some = members_of(training.head, training.params, new, asked.seeds, asked.subsets())
+        trainer.train(some)
+        members += some
+        search.tell(_ranked(member for member in members if member.values in values))
+    points = [_point(asked, size, members) for size in asked.sizes]
+    found = points[-1].configurations if points else _ranked(members)
+    best = _chosen(cache, asked, found)
+    if points and asked.training.test:
+        points = [point.tested(cache) if point.best.best else point for point in points]
+        found, best = points[-1].configurations, points[-1].best.best or best
+    failed = sum(member.failure is not None for member in members)
     seconds = time.perf_counter() - begin
-    return Swept(configurations, best, len(members), found, failed, together, seconds)
+    return Swept(found, best, len(members), trainer.found, failed, trainer.together, seconds, points)
 
 
-def _members(asked: Sweep) -> list[_Member]:
-    kind, fixed = asked.training.head, dict(asked.training.params)
-    both = sorted(set(fixed) & set(asked.grid))
+def _search(asked: Sweep) -> Search:
+    """Return what suggests the configurations; options that contradict each other are refused."""
+    training = asked.training
+    both = sorted(set(training.params) & set(asked.grid))
     if both:
         raise OptionError(f"{both[0]} is given both as an option and in the grid.", "Give it once.")
-    for name, number in (("seeds", asked.seeds), ("random", asked.random)):
+    for name in ("seeds", "random", "optuna", "trials"):
+        number = getattr(asked, name)
         if number is not None and number < 1:
             raise OptionError(f"{name} must be at least 1, got {number}.")
     if asked.seeds > 1 and "seed" in asked.grid:
         raise OptionError("Seeds are given both as a number and in the grid.", "Give them once.")
-    if asked.seeds > 1 and "seed" not in options(kind):
-        raise OptionError(f"A {kind} head draws no random numbers: one seed is enough.", "Leave seeds out.")
-    members = []
-    for values in combinations(asked.grid, asked.random):
-        for number in range(asked.seeds):
-            head = create(kind, **fixed, **values)
-            if asked.seeds > 1:
-                head.set_params(seed=head.get_params()["seed"] + number)
-            members.append(_Member(values, head))
-    return members
-
-
-def _check(cache: Cache, asked: Sweep) -> None:
-    if asked.training.keep_checkpoints:
+    if asked.sizes and asked.folds is not None:
+        raise OptionError("A learning curve validates on the validation split.", "Leave --cv out.")
+    if training.keep_checkpoints:
         raise OptionError("A sweep keeps no checkpoints.", "What is finished is kept: run it again to go on.")
-    if asked.training.calibrate:
-        raise OptionError("A sweep calibrates no heads.", "Train the chosen one with --calibrate.")
-    if not has_split(cache, "val", asked.training.val_fraction):
+    if training.calibrate and (asked.sizes or asked.folds is not None):
         raise OptionError(
-            f"{cache.name} has no validation split to choose a head by.", "Give --val-fraction .2."
+            "A learning curve or cross-validation calibrates no heads.",
+            "Train the chosen one with --calibrate.",
+        )
+    if asked.optuna is None:
+        return Points(asked.grid, asked.random, asked.seed)
+    if asked.sizes or asked.random is not None or not asked.grid:
+        raise OptionError(
+            "Optuna suggests values of a grid, for one number of training rows.",
+            "Give --grid, and leave out --random, --few-shot and --fractions.",
+        )
+    together = TOGETHER if "epochs" in options(training.head) else 1
+    return Suggestions(asked.grid, asked.optuna, asked.seed, together)
+
+
+def _check(cache: Cache, asked: Sweep) -> Sweep:
+    """Refuse what the cache has no rows for; return the sweep with the split that it needs."""
+    if asked.folds is not None:  # every training row is in a fold
+        asked = replace(asked, training=replace(asked.training, val_fraction=0.0))
+    elif not has_split(cache, "val", asked.training.val_fraction):
+        raise OptionError(
+            f"{cache.name} has no validation split to choose a head by.",
+            "Give --val-fraction .2, or --cv 5 where there are few rows.",
         )
     if asked.training.test and not has_split(cache, "test"):
         raise OptionError(f"{cache.name} has no test split.", "Sweep without --test.")
+    return asked
 
 
-def _find(cache: Cache, training: Training, members: Sequence[_Member]) -> int:
-    """Give members the runs they have already, calibrated ones aside; return how many have one."""
-    split = {key: value for key, value in training.split_options().items() if key != "node"}
-    wanted = {
-        "key": cache.key,
-        "node": cache.node(training.node),
-        "head": training.head,
-        "split": split,
-        "calibration": None,
-    }
-    folders = sorted((cache.path / HEADS).glob(f"{training.head}-*/{runs.RUN}"))
-    there = [
-        record
-        for record in runs.readable(path.parent for path in folders)
-        if record["val"] is not None and all(record.get(name) == value for name, value in wanted.items())
-    ]
-    for member in members:
-        params = fit.plain_params(member.head)
-        member.record = next((record for record in there if record["params"] == params), None)
-    return sum(member.record is not None for member in members)
+def _ranked(members: Iterable[Member]) -> list[Configuration]:
+    return ranked((member.values, member.record, member.failure) for member in members)
 
 
-class _Trainer:
-    """Trains the members of a sweep that have no run yet, on tables that are read once."""
-
-    def __init__(
-        self, cache: Cache, asked: Sweep, members: Sequence[_Member], tell: Callable[[News], None]
-    ) -> None:
-        self.cache, self.asked, self.members, self.tell = cache, asked, members, tell
-        self.training = replace(asked.training, test=False)
-
-    def run(self) -> int:
-        """Train; return how many heads were trained at once, at most."""
-        todo = [member for member in self.members if member.record is None]
-        self._tell(0)
-        if not todo:
-            return 0
-        table, val = fit.read_tables(self.cache, self.training)
-        if val is None:
-            raise OptionError(f"{self.cache.name} has no validation split.", "Give --val-fraction .2.")
-        if isinstance(todo[0].head, NetworkHead):
-            return self._together(todo, table, val)
-        for member in todo:
-            self._alone(member, table, val)
-        return 1
-
-    def _alone(self, member: _Member, table: Table, val: Table) -> None:
-        self._tell(1)
-        begin = time.perf_counter()
-        try:
-            member.head.fit(table.selection, table.y, val.selection, val.y)
-        except HeadError as error:
-            member.failure = str(error)
-        else:
-            seconds = time.perf_counter() - begin
-            self._store(member, table, seconds, predict(member.head, val))
-        self._tell(0)
-
-    def _together(self, todo: Sequence[_Member], table: Table, val: Table) -> int:
-        from featcache.heads.batched import check_data, fit_together  # torch
-
-        data = check_data(table.selection, table.y, val.selection, val.y)
-        batches = list(_batches(todo, table.columns, len(data.classes), self.asked.memory))
-        for batch in batches:
-            heads = [_network(member.head) for member in batch]
-            for finished in fit_together(heads, data, self._tell_epoch):
-                for number, error in finished:
-                    batch[number].failure = None if error is None else str(error)
-                done = [batch[number] for number, error in finished if error is None]
-                predictions = predict_all([member.head for member in done], val)
-                for member, prediction in zip(done, predictions, strict=True):
-                    self._store(member, table, member.head.fit_seconds_, prediction)
-            self._tell(0)
-        return max(map(len, batches))
-
-    def _tell_epoch(self, report: EpochOfMany) -> None:
-        self._tell(report.alive, report.best_accuracy)
-
-    def _store(self, member: _Member, table: Table, seconds: float, prediction: Prediction) -> None:
-        run = runs.new_id(self.training.head)
-        facts = fit.facts_of(self.cache, self.training, run, member.head, table, seconds)
-        folder = runs.folder_of(self.cache.path, run)
-        member.record = fit.store(self.cache, folder, facts, member.head, [prediction]).record
-        member.head.forget()  # it is on disk; many heads' weights need not stay in memory
-
-    def _tell(self, alive: int, best: float | None = None) -> None:
-        done = [member for member in self.members if member.record or member.failure]
-        known = [member.record["val"]["accuracy"] for member in done if member.record]
-        known += [] if best is None else [best]
-        self.tell(News(len(done), len(self.members), alive, max(known, default=None)))
+def _point(asked: Sweep, size: Size, members: Iterable[Member]) -> Point:
+    draws = asked.draws(size)
+    return Point(size, _ranked(member for member in members if member.subset in draws))
 
 
-def _batches(members: Sequence[_Member], columns: int, classes: int, memory: int) -> Iterator[list[_Member]]:
-    """Yield members that can train together, as many as memory allows, in batches of about equal size."""
-    from featcache.heads.batched import bytes_of, shared
-
-    groups: dict[Any, list[_Member]] = {}
-    for member in members:
-        groups.setdefault(shared(_network(member.head)), []).append(member)
-    for group in groups.values():
-        most = max(1, memory // bytes_of(_network(group[0].head), columns, classes))
-        count = -(-len(group) // most)
-        for number in range(count):
-            yield group[len(group) * number // count : len(group) * (number + 1) // count]
-
-
-def _network(head: Head) -> NetworkHead:
-    if not isinstance(head, NetworkHead):
-        raise TypeError(f"expected a network head, got {type(head).__name__}")
-    return head
+def _chosen(cache: Cache, asked: Sweep, found: Sequence[Configuration]) -> dict[str, Any]:
+    """Return the run chosen, or what is to be made of it."""
+    first, training = found[0], asked.training
+    if first.best is None:
+        raise HeadError(f"None of the heads could be trained: {first.failures[0]}")
+    best = first.best
+    if asked.folds is not None:
+        if first.failures:
+            raise HeadError(f"No configuration could be trained on every fold: {first.failures[0]}")
+        best = folds.refit(cache, training, first)
+    elif training.calibrate:
+        best = calibrated_copy(cache, best)
+    return tested(cache, best) if training.test and not asked.sizes else best

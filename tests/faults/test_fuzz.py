@@ -17,13 +17,12 @@ from featcache.store import records, shard
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan
 from featcache.training import checkpoints, runs
-from featcache.training.evaluate import evaluate
 from tests.faults import fuzzing, strangers, toys
 from tests.faults.processes import apart
 from tests.faults.trials import count, draw, tally
 
 FUZZ = "Only our own error comes out of any input"
-BATCH, SLOW = 500, 5.0
+BATCH, SLOW = 500, 20.0
 
 
 def _fuzz(kind: str, trials: int, one: Callable[[Any, int], str]) -> None:
@@ -96,11 +95,9 @@ def test_records(cache: Cache) -> None:
         try:
             toys.check_rows(Cache(cache.path))
             runs.read_predictions(run, runs.read_run(run))
-            if number % 10 == 0:
-                evaluate(run)
         except AssertionError as error:
             # Other classes are what a stranger's record may say; other rows are not.
-            assert "classes" in str(error) or path.name == records.RECIPE or not str(error), error
+            assert "classes" in str(error) or path.name == records.RECIPE, error
         finally:
             path.write_bytes(good[path])
         return ""

@@ -30,7 +30,7 @@ from tests.faults.trials import Tally, tally
 from tests.kit_caches import features
 
 HOSTILE = "Strangers' files are refused; nothing is run, nothing outside is read"
-MOST_SECONDS, MOST_MB = 5, 400
+MOST_SECONDS, MOST_MB = 20, 400
 
 
 @pytest.fixture

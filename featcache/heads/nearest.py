@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from featcache.heads.rows import shared_tensor
 from featcache.heads.scaling import Matrix, row_blocks
+from featcache.heads.tables import shared_tensor
 
 _VALUES = {"cpu": 1 << 22, "cuda": 1 << 26}  # of rows in a chunk, about
 _ROWS = {"cpu": (512, 8192), "cuda": (2048, 65536)}  # in a chunk, at least and at most

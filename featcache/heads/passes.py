@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.heads.precision import Precision, Products, products_for
-from featcache.heads.rows import shared_tensor
 from featcache.heads.scaling import Matrix, Moments, row_blocks
+from featcache.heads.tables import shared_tensor
 from featcache.heads.threads import torch_threads_for
 
 Residuals = Callable[[slice, Tensor], Tensor]

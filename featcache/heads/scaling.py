@@ -88,7 +88,7 @@ def widen(rows: Matrix, out: NDArray[np.float64]) -> NDArray[np.float64]:
     if rows.dtype == np.float16:
         import torch
 
-        from featcache.heads.rows import shared_tensor
+        from featcache.heads.tables import shared_tensor
 
         torch.from_numpy(out).copy_(shared_tensor(rows).float())
     else:

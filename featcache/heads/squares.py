@@ -16,8 +16,8 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.heads.base import Task
-from featcache.heads.rows import shared_tensor
 from featcache.heads.scaling import Moments, row_blocks
+from featcache.heads.tables import shared_tensor
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 

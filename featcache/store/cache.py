@@ -157,7 +157,7 @@ class Cache:
         _make_folders(self.path)
         status = np.zeros(len(part), dtype=np.uint8)
         status[[row - part.first for row, _ in bad]] = shard.BAD
-        stored, extra = self._as_stored(features, status)
+        stored, extra = quantised.as_stored(self.recipe.store_dtype, features, status == shard.OK)
         labels = self.plan.labels[part.first : part.stop]
         data = layout.pieces(shard.arrays(stored, labels, part.rows, status, extra))
         digest = layout.hash_of(data)
@@ -174,14 +174,6 @@ class Cache:
         )
         atomic.write(self.path / records.SHARDS / record.file, data)
         return atomic.publish_once(self.path / records.COMMITS / f"{part.name}.json", record.to_bytes())
-
-    def _as_stored(
-        self, features: Mapping[str, NDArray[Any]], status: NDArray[np.uint8]
-    ) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, NDArray[Any]]]:
-        """Return the features as they are stored, and what is stored beside them by name."""
-        if self.recipe.store_dtype != "int8":
-            return features, {}
-        return quantised.encoded(features, status == shard.OK)
 
     def seal(self) -> dict[str, Any]:
         """Write the seal once every shard is committed, and return it.

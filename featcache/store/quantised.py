@@ -92,6 +92,17 @@ def encoded(
     return {node: found.codes for node, found in nodes.items()}, extra
 
 
+def as_stored(
+    store_dtype: str, features: Mapping[str, NDArray[Any]], good: NDArray[np.bool_]
+) -> tuple[Mapping[str, NDArray[Any]], Mapping[str, Floats]]:
+    """Return features as a shard of a type holds them, and what it holds beside them by name.
+
+    Raises:
+        CacheError: a good row that is to be coded holds NaN or infinity.
+    """
+    return encoded(features, good) if store_dtype == "int8" else (features, {})
+
+
 def name_of(what: str, node: str, alone: bool) -> str:
     """Return the name in a shard of an array of a node, which is the cache's only one or not."""
     return what if alone else f"{what}/{node}"

@@ -94,7 +94,7 @@ def test_one_cache_whatever_runs(request_: Request, settings: Settings, tmp_path
 
 
 @here
-@pytest.mark.parametrize("batch_size", [3, 16])
+@pytest.mark.parametrize("batch_size", [3])
 def test_what_was_begun_goes_on_with_the_same_runtime(
     request_: Request, settings: Settings, batch_size: int
 ) -> None:

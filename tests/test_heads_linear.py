@@ -85,7 +85,8 @@ def test_every_precision_leads_to_the_same_solution(kind: str, monkeypatch: pyte
     assert exact.gradient <= 1e-9
     best = objective(own, 0.05, exact.coef, exact.intercept)
     monkeypatch.setattr(linear, "_SMALL", {})
-    monkeypatch.setattr(curvatures, "_WHOLE", 50)
+    monkeypatch.setattr(curvatures, "NARROW", 50)
+    monkeypatch.setattr("featcache.heads.passes.NARROW", 50)
     monkeypatch.setattr(curvatures, "_SKETCH", 30)
     seen = []
     kept = Passes.run
@@ -171,7 +172,7 @@ def test_two_float16_parts_are_as_good_as_float32(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("small", [0, 1 << 26])
 def test_a_gpu_finds_the_same(kind: str, small: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linear, "_SMALL", {"cuda": small})
-    monkeypatch.setattr(curvatures, "_WHOLE", 50 if small == 0 else 1024)
+    monkeypatch.setattr(curvatures, "NARROW", 50 if small == 0 else 1024)
     monkeypatch.setattr(curvatures, "_SKETCH", 30)
     X, y = features(3000, 120, 4)
     more = {} if kind == "ridge" else {"tol": 1e-6}
@@ -246,7 +247,7 @@ def test_the_curvature_of_all_columns_is_their_inverse() -> None:
 
 def test_a_sketch_sees_the_largest_directions(monkeypatch: pytest.MonkeyPatch) -> None:
     X, _ = features(2000, 300, 3)
-    monkeypatch.setattr(curvatures, "_WHOLE", 10)
+    monkeypatch.setattr(curvatures, "NARROW", 10)
     monkeypatch.setattr(curvatures, "_SKETCH", 60)
     found = curvature(Passes(X, moments(X), CPU))
     Z = StandardScaler().fit_transform(X.astype(np.float64))
@@ -266,7 +267,7 @@ def test_a_sketch_sees_the_largest_directions(monkeypatch: pytest.MonkeyPatch) -
 def test_tables_of_low_rank_are_sketched_too(kind: str, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Constant columns alone, or fewer directions than the sketch asks for."""
     monkeypatch.setattr(linear, "_SMALL", {})
-    monkeypatch.setattr(curvatures, "_WHOLE", 10)
+    monkeypatch.setattr(curvatures, "NARROW", 10)
     monkeypatch.setattr(curvatures, "_SKETCH", 30)
     rng = np.random.default_rng(0)
     y = np.arange(400) % 3

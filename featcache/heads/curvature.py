@@ -14,11 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featcache.heads.passes import Passes
+from featcache.heads.passes import NARROW, Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import row_blocks
 
-_WHOLE = 1024  # columns up to which all eigenvectors are taken
 _SKETCH = 192  # directions of a sketch
 _CLEAR = 1e-5  # of the sum of eigenvalues; below, float32 has its part in them
 _BLOCK, _BLOCK_ROWS = 1 << 20, 256  # values and rows that are looked at side by side
@@ -82,7 +81,7 @@ def _sum(values: Tensor) -> Tensor:
 
 def curvature(passes: Passes) -> Curvature:
     """Look at some rows' second moments; the same table gives the same answer."""
-    if passes.width <= _WHOLE:
+    if passes.width <= NARROW:
         return _whole(passes)
     return _sketched(passes)
 

@@ -36,12 +36,12 @@ class Precision(Enum):
     @property
     def noise(self) -> float:
         """By what share of itself a value must change to have changed for certain."""
-        return 1e-14 if self is Precision.DOUBLE else 1e-7
+        return {Precision.DOUBLE: 1e-14, Precision.BRIEF: 1e-4}.get(self, 1e-7)
 
     @property
     def patience(self) -> int:
         """How many passes without a smaller gradient or value mean that rounding allows no more."""
-        return 40 if self is Precision.DOUBLE else 8
+        return {Precision.DOUBLE: 40, Precision.BRIEF: 3}.get(self, 8)
 
     @staticmethod
     def of(dtype: torch.dtype, device: torch.device, offset: float) -> list[Precision]:

@@ -27,6 +27,9 @@ def cache(tmp_path: Path) -> Cache:
     return fill(empty_cache(tmp_path, {"train": 30, "test": 1000}, rows_per_shard=500))
 
 
+SPLIT = {"val_fraction": 0.2, "split_seed": 42, "split_mode": "random"}
+
+
 def _predicted(
     cache: Cache, name: str, right: np.ndarray, split: str = "test", order: np.ndarray | None = None
 ) -> Path:
@@ -37,6 +40,7 @@ def _predicted(
     arrays = {"row": rows, "label": labels, "proba": np.eye(CLASSES, dtype=np.float32)[predicted]}
     order = np.arange(len(rows)) if order is None else order
     facts = {"run": name, "head": name.split("-")[0], "cache": cache.name, "epochs": None, "val": None}
+    facts |= {"params": {}, "split": SPLIT, "node": cache.nodes[0]}
     facts |= {"test": None, split: {"accuracy": float(right.mean())}}
     folder = runs.folder_of(cache.path, name)
     runs.write_run(folder, facts, b"", [], {f"{split}/{key}": array[order] for key, array in arrays.items()})

@@ -44,7 +44,7 @@ def _with(**changes: Any) -> Any:
         (_with(format=2), "Unknown head format 2"),
         (_with(format="1"), "Unknown head format '1'"),
         (_with(format=True), "Unknown head format True"),
-        (_with(kind="lin"), "Unknown head 'lin'. Known: knn"),
+        (_with(kind="lin"), "Unknown head 'lin'. Known: boosting"),
         (_with(kind=["logreg"]), "damaged"),
         (_with(params={"D": 1}), "Unknown option of head 'logreg': 'D'"),
         (_with(params={"C": -1}), "Option C of head 'logreg' cannot be -1"),

@@ -94,8 +94,10 @@ def _whole(passes: Passes) -> Curvature:
         rows = (passes.table[part].to(passes.device).float() - mean) / scale
         total.addmm_(rows.t(), rows)
         count += len(rows)
-    values, vectors = torch.linalg.eigh(total / count)
-    return Curvature(vectors, values.clamp_(min=0).double(), 0.0)
+    # On the CPU and in float64 wherever the table is: a small penalty lets small eigenvalues decide, and a
+    # GPU's own float32 solver gets them too inexactly for steps that arrive.
+    values, vectors = torch.linalg.eigh(total.cpu().double() / count)
+    return Curvature(vectors.float().to(passes.device), values.clamp_(min=0).to(passes.device), 0.0)
 
 
 def _sketched(passes: Passes) -> Curvature:

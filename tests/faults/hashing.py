@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import torch
 import xxhash
 from numpy.typing import NDArray
 from PIL import Image
@@ -38,10 +40,16 @@ class HashBackbone:
     """Stands in for an extractor."""
 
     device, columns = "cpu", {"flatten": WIDTH}
+    precision, crop, runtime = "fp32", SIDE, "torch"
+    work = SimpleNamespace(streams=1, threads_each=1, chunk=8)
 
     def __call__(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         """Return the features of a batch."""
         return {"flatten": np.stack([feature(image) for image in batch])}
+
+    def rows(self, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return the features of a batch as tensors."""
+        return {node: torch.from_numpy(values) for node, values in self(pixels.numpy()).items()}
 
 
 def photos(folder: Path, rows: int, seed: int) -> dict[str, tuple[NDArray[np.float32], int]]:

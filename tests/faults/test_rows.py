@@ -67,6 +67,9 @@ class FakeBackbone(hashing.HashBackbone):
         self.given: list[NDArray[np.float32]] = []
 
     def __call__(self, batch: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        if len(batch) == 1 and self.given:  # an image is looked at again, to say what is wrong with it
+            last = self.given[-1]
+            return {"flatten": last[[np.argmax(~(np.abs(last) <= 65519.99).all(axis=1))]]}
         rows = self.rng.normal(size=(len(batch), hashing.WIDTH)).astype(np.float32)
         for value in self.values:
             rows[self.rng.integers(len(rows)), self.rng.integers(hashing.WIDTH)] = value

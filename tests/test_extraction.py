@@ -356,8 +356,8 @@ def test_two_runs_at_once_share_the_work(tmp_path: Path) -> None:
     assert cache.sealed() is not None
     assert all(why == "" for _, why in cache.verify())
     done = memory.extractions(features, cache.name)
-    # Each may compute what the other has in hand when nothing else is left, hardly more.
-    assert sum(each["images"] for each in done) <= len(cache.plan) + 40
+    # Each may compute what the other has in hand, a few batches read ahead, when nothing else is left.
+    assert sum(each["images"] for each in done) <= len(cache.plan) + 80
     assert not (features / memory.FOLDER / "claims" / cache.name).exists()
 
 

@@ -142,13 +142,13 @@ def test_real_images(
 
 @pytest.mark.real
 def test_bf16_costs_a_head_nothing(real_data: Path, tmp_path: Path) -> None:
-    """On all of CIFAR-10 the accuracies differ by less than .2 points; here on 400 images by chance more."""
+    """On all of CIFAR-10 the accuracies differ by less than .2 points; here on 200 images by chance more."""
     path = str(real_data / "squeezenet1_0.safetensors")
     found = []
     for precision in ("fp32", "bf16"):
-        options = {"backbone": "squeezenet1_0", "weights": path, "limit": 40, "precision": precision}
+        options = {"backbone": "squeezenet1_0", "weights": path, "limit": 20, "precision": precision}
         cache = extracted(real_data / "cifar10", tmp_path, **options)
         train, test = (cache.table(split, val_fraction=0) for split in ("train", "test"))
         head = featcache.LogisticHead(C=0.01).fit(train.X, train.y)
         found.append(head.predict(test.X) == test.y)
-    assert abs(found[0].mean() - found[1].mean()) <= 0.0125 and (found[0] == found[1]).mean() >= 0.97
+    assert abs(found[0].mean() - found[1].mean()) <= 0.02 and (found[0] == found[1]).mean() >= 0.97

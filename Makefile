@@ -43,6 +43,8 @@ bench: $(READY) ## benchmarks against the forward-only rate and against what peo
 	$(BIN)/python bench/extract.py
 	$(BIN)/python bench/startup.py
 	$(BIN)/python bench/heads.py
+	$(BIN)/python bench/convex.py
+	$(BIN)/python bench/safety.py
 
 clean: ## remove what make made
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -202,3 +202,18 @@ def test_the_command_names_bad_images(
     out, err = capfd.readouterr()
     assert not out and "bad.png: the file is empty" in err and "1 could not be read" in err
     assert command([*base, "--csv", "--json"]) == 2
+
+
+def test_a_head_on_rows_in_int8_predicts_too(trained: tuple[Path, Path, str], tmp_path: Path) -> None:
+    photos, features, run = trained
+    cache = featcache.extract(
+        f"folder:{photos}", backbone="squeezenet1_1", weights="random:0", image_size=64,
+        store_dtype="int8", features_dir=tmp_path,
+    )  # fmt: skip
+    found = featcache.train_head(cache, "logreg", val_fraction=0.25, features_dir=tmp_path).record["run"]
+    data = [path.read_bytes() for path in sorted(photos.rglob("*.png"))]
+    ours, theirs = (
+        featcache.predictor(found, features_dir=tmp_path),
+        featcache.predictor(run, features_dir=features),
+    )
+    assert np.mean(ours(data).argmax(axis=1) == theirs(data).argmax(axis=1)) > 0.9

@@ -56,6 +56,7 @@ class Predictor:
         progress: Progress | None = None,
     ) -> None:
         self.recipe, self.classes, self.node = cache.recipe, cache.classes, node
+        self._row_dtype = cache.row_dtype  # rows in int8 are predicted without that rounding
         self.head: Head = saving.loads(head)
         saving.check_fit(
             saving.context_of(head),

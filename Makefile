@@ -18,8 +18,11 @@ $(READY): pyproject.toml
 demo: $(READY) ## extract → train heads → table, offline, under a minute
 	$(BIN)/featcache demo
 
+# Tests take one core each: the trials by fault run beside the others.
 test: $(READY) ## all tests, under ten minutes on two cores
-	$(BIN)/python -m pytest
+	@faults=$$(mktemp); $(BIN)/python -m pytest tests/faults > $$faults 2>&1 & pid=$$!; \
+	$(BIN)/python -m pytest --ignore=tests/faults; code=$$?; \
+	wait $$pid || code=1; cat $$faults; rm -f $$faults; exit $$code
 
 test-real: $(READY) ## only the tests on real images and weights (FEATCACHE_REAL or ../shared/real)
 	$(BIN)/python -m pytest -m real -rs

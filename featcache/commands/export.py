@@ -41,12 +41,13 @@ def export(
     probabilities. Before it is written, its answers are compared with featcache's own. ONNX needs
     `pip install 'featcache[onnx]'`. Exported are linear, mlp, logreg, ridge and linear svm.
     """
+    from featcache.training.runs import find_run
+
+    folder = find_run(features_dir, run_name)  # before anything heavy is imported
     from featcache.api import predictor
     from featcache.inference.export import SUFFIXES
     from featcache.inference.export import export as write
-    from featcache.training.runs import find_run
 
-    folder = find_run(features_dir, run_name)
     path = output or Path(f"{folder.name}{SUFFIXES[form]}")
     with progress_bar(as_json) as progress:
         rebuilt = predictor(

@@ -56,12 +56,13 @@ def predict(
     """
     if as_csv and as_json:
         raise click.UsageError("--csv and --json exclude each other.")
+    from featcache.training.runs import find_run
+
+    folder = find_run(features_dir, run_name)  # before anything heavy is imported
     from featcache.api import predictor as open_predictor
     from featcache.inference.files import image_files
     from featcache.inference.predict import predict_files
-    from featcache.training.runs import find_run
 
-    folder = find_run(features_dir, run_name)
     with progress_bar(as_json) as progress:
         rebuilt = open_predictor(
             str(folder),

@@ -92,10 +92,7 @@ class Fold:
         Raises:
             OptionError: there are fewer rows than folds.
         """
-        if not 2 <= self.folds <= len(labels):
-            raise OptionError(
-                f"{len(labels)} training rows cannot make {self.folds} folds.", "Take 2 to 10 folds: --cv 5."
-            )
+        check_folds(self.folds, len(labels))
         dealt = []
         for label in np.unique(labels).tolist():
             rows = np.flatnonzero(labels == label)
@@ -103,6 +100,16 @@ class Fold:
         held = np.zeros(len(labels), dtype=np.bool_)
         held[np.concatenate(dealt)[self.fold :: self.folds]] = True
         return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def check_folds(folds: int, rows: int) -> None:
+    """Refuse more folds than there are training rows, or fewer than two.
+
+    Raises:
+        OptionError: naming both numbers.
+    """
+    if not 2 <= folds <= rows:
+        raise OptionError(f"{rows} training rows cannot make {folds} folds.", "Take 2 to 10 folds: --cv 5.")
 
 
 Subset = Draw | Fold

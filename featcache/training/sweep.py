@@ -19,7 +19,7 @@ from featcache.training.grid import Grid
 from featcache.training.members import Member, members_of
 from featcache.training.ranking import Configuration, ranked
 from featcache.training.search import Points, Search
-from featcache.training.subsets import Draw, Fold, Size, Subset
+from featcache.training.subsets import Draw, Fold, Size, Subset, check_folds
 from featcache.training.suggestions import TOGETHER, Suggestions
 from featcache.training.trainer import News as News
 from featcache.training.trainer import Trainer
@@ -164,6 +164,7 @@ def _search(asked: Sweep) -> Search:
 def _check(cache: Cache, asked: Sweep) -> Sweep:
     """Refuse what the cache has no rows for; return the sweep with the split that it needs."""
     if asked.folds is not None:  # every training row is in a fold
+        check_folds(asked.folds, len(cache.plan.range_of("train")))
         asked = replace(asked, training=replace(asked.training, val_fraction=0.0))
     elif not has_split(cache, "val", asked.training.val_fraction):
         raise OptionError(

@@ -17,7 +17,7 @@ from featcache.training import evaluate as evaluation
 from featcache.training import fit, runs
 from featcache.training import sweep as sweeping
 from featcache.training.grid import Range
-from featcache.training.subsets import Size
+from featcache.training.subsets import sizes_of
 
 if TYPE_CHECKING:
     from featcache.inference.predictor import Predictor
@@ -175,7 +175,7 @@ def sweep(
         calibrate=calibrate,
         memory_budget=memory_budget,
     )
-    sizes = [*(Size(number) for number in few_shot), *(Size(None, share) for share in fractions)]
+    sizes = sizes_of(few_shot, fractions)
     asked = sweeping.Sweep(training, grid or {}, seeds, memory, random, optuna, sizes, trials, cv, draw_seed)
     return sweeping.sweep(opened, asked, tell)
 

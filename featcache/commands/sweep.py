@@ -126,7 +126,7 @@ def sweep(
     """
     from featcache.training.fit import Training
     from featcache.training.grid import parse, ranges
-    from featcache.training.subsets import Size
+    from featcache.training.subsets import sizes_of
     from featcache.training.sweep import Sweep
     from featcache.training.sweep import sweep as run_sweep
 
@@ -142,7 +142,7 @@ def sweep(
         calibrate=calibrate,
         memory_budget=memory_budget,
     )
-    sizes = [*(Size(number) for number in few_shot or ()), *(Size(None, share) for share in fractions or ())]
+    sizes = sizes_of(few_shot or (), fractions or ())
     asked = Sweep(training, values, seeds, int(memory * _GIB), random, optuna, sizes, trials, cv, draw_seed)
     for name, wide in ranges(values).items():
         say(f"{name}: {wide}")

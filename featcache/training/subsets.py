@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,6 +45,15 @@ class Size:
         if self.per_class is not None:
             return min(self.per_class, rows)
         return max(1, math.floor((self.fraction or 0) * rows + 0.5))
+
+
+def sizes_of(few_shot: Iterable[int], fractions: Iterable[float]) -> list[Size]:
+    """Return the sizes of a learning curve, those by number first.
+
+    Raises:
+        OptionError: one is out of range.
+    """
+    return [*(Size(number) for number in few_shot), *(Size(None, share) for share in fractions)]
 
 
 @dataclass(frozen=True)

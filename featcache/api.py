@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.extraction import extract as extraction
 from featcache.extraction.request import Request, Settings
+from featcache.images.policies import text_of
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
@@ -39,6 +40,10 @@ def extract(
     store_dtype: str = "float16",
     limit: int | None = None,
     max_pixels: int = 50_000_000,
+    views: int = 1,
+    augment: PathLike | None = None,
+    view_seed: int = 0,
+    views_of: str = "train",
     device: str = "auto",
     runtime: str = "auto",
     batch_size: int | None = None,
@@ -64,6 +69,11 @@ def extract(
         store_dtype: "float16", "float32" or "int8".
         limit: only the first so many images of each class and split.
         max_pixels: larger images are not decoded.
+        views: of each image; view 0 is the image itself, the others are augmented.
+        augment: how views are made: "flip", "crop", "jitter", "autoaugment", "randaugment", "trivialaugment",
+            or a .toml or .json file of steps; "crop" where None.
+        view_seed: of what views draw.
+        views_of: "train", or "all" for views of validation and test images too.
         device: "auto", "cpu", "cuda" or "cuda:N".
         runtime: "auto", "torch", "compile" or "openvino": what runs the backbone; its features are the same.
         batch_size: images a forward pass, chosen for the device where None.
@@ -80,7 +90,8 @@ def extract(
     nodes = (layers,) if isinstance(layers, str) else tuple(layers)
     request = Request(
         dataset, backbone, os.fspath(weights), nodes, pool, preprocess, image_size, normalize, precision,
-        store_dtype, limit, max_pixels,
+        store_dtype, limit, max_pixels, views, None if augment is None else text_of(os.fspath(augment)),
+        view_seed, views_of,
     )  # fmt: skip
     settings = Settings(
         Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime

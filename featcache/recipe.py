@@ -18,7 +18,12 @@ FORMAT = 1
 QUANTISED = 2
 """The format of caches in int8, which hold arrays that readers of format 1 would take for damage."""
 
-FORMATS = (FORMAT, QUANTISED)
+VIEWED = 3
+"""The format of caches with augmented views, whose features have an axis that older readers do not know."""
+
+FORMATS = (FORMAT, QUANTISED, VIEWED)
+VIEWS_OF = ("train", "all")
+MOST_VIEWS = 1000
 ITEMSIZES = {"float16": 2, "float32": 4, "int8": 1}
 """Stored dtype → bytes a feature."""
 
@@ -81,6 +86,24 @@ class Node:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Augmented views of an image: view 0 is the image itself, the others are drawn by a policy.
+
+    A view is a function of image, policy, `seed`, the sample's id and the view's number, so that neither
+    `count` nor `of` changes any view that there is.
+    """
+
+    count: int  # with view 0, at least 2
+    policy: tuple[dict[str, Any], ...]  # steps, see `featcache.images.policies`
+    seed: int = 0
+    of: str = "train"  # which stored splits have views: "train", or "all"
+
+    def same_draws(self, other: Views) -> bool:
+        """Return whether views of one number are the same in both."""
+        return (self.policy, self.seed) == (other.policy, other.seed)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """All that a feature depends on besides the image itself."""
 
@@ -92,11 +115,20 @@ class Recipe:
     precision: str = "fp32"
     store_dtype: str = "float16"
     format: int = FORMAT
+    views: Views | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the recipe as plain JSON values."""
+        """Return the recipe as plain JSON values; without views it says nothing of them."""
         plain: dict[str, Any] = json.loads(canonical_json(asdict(self)))
+        if self.views is None:
+            del plain["views"]
         return plain
+
+    def views_in(self, split: str) -> int:
+        """Return how many views a row of a stored split holds, 1 where there are none."""
+        if self.views is None or (self.views.of == "train" and split != "train"):
+            return 1
+        return self.views.count
 
     @property
     def fingerprint(self) -> str:
@@ -124,16 +156,36 @@ class Recipe:
             step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
             values["preprocess"] = Preprocess(**step)
             values["decoding"] = Decoding(**values["decoding"])
+            values["views"] = None if values.get("views") is None else _views(values["views"])
             recipe = cls(**values)
         except (KeyError, TypeError, ValueError) as error:
             raise FormatError(f"The recipe is not one of a known format: {error}.") from error
-        if recipe.format != format_of(recipe.store_dtype):
-            raise FormatError(f"A recipe of format {recipe.format} cannot store {recipe.store_dtype!r}.")
+        if recipe.format != format_of(recipe.store_dtype, recipe.views):
+            views = "" if recipe.views is None else " with views"
+            raise FormatError(
+                f"A recipe of format {recipe.format} cannot store {recipe.store_dtype!r}{views}."
+            )
         return recipe
 
 
-def format_of(store_dtype: str) -> int:
-    """Return the oldest format that can hold a stored dtype: floats stay readable for every version."""
+def _views(plain: Mapping[str, Any]) -> Views:
+    """Return views from plain values, which may come from anyone.
+
+    Raises:
+        TypeError, ValueError: a field is missing, unexpected or not what it must be.
+    """
+    found = Views(**{**plain, "policy": tuple(plain["policy"])})
+    numbers = type(found.count) is int and type(found.seed) is int and 2 <= found.count <= MOST_VIEWS
+    steps = len(found.policy) > 0 and all(type(step) is dict for step in found.policy)
+    if not (numbers and steps and found.of in VIEWS_OF):
+        raise ValueError("its views are not what they must be")
+    return found
+
+
+def format_of(store_dtype: str, views: Views | None = None) -> int:
+    """Return the oldest format that can hold these rows: plain floats stay readable for every version."""
+    if views is not None:
+        return VIEWED
     return QUANTISED if store_dtype == "int8" else FORMAT
 
 

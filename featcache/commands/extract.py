@@ -19,6 +19,8 @@ from featcache.extraction.request import (
     Request,
     Settings,
 )
+from featcache.images.policies import DEFAULT, NAMED, text_of
+from featcache.recipe import VIEWS_OF
 
 DECIDING = [
     click.option(
@@ -72,6 +74,30 @@ DECIDING = [
         default="float16",
         show_default=True,
         help="int8: half of float16, with a scale for each column of each shard.",
+    ),
+    click.option(
+        "--views",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Views of each image: view 0 is the image itself, the others are augmented.",
+    ),
+    click.option(
+        "--augment",
+        metavar="POLICY|FILE",
+        help=f"How views are made: {', '.join(NAMED)}, or a .toml or .json file of steps "
+        f"[default: {DEFAULT}].",
+    ),
+    click.option(
+        "--view-seed", type=click.IntRange(0), default=0, show_default=True, help="Of what views draw."
+    ),
+    click.option(
+        "--views-of",
+        type=click.Choice(VIEWS_OF),
+        default="train",
+        show_default=True,
+        help="Which splits have views; with all, train-head and evaluate can average over the test images'.",
     ),
     click.option("--limit", type=click.IntRange(1), help="Only the first N images of each class and split."),
     click.option(
@@ -143,6 +169,8 @@ def extract(
     """
     from featcache.extraction.extract import extract as run
 
+    if deciding["augment"] is not None:
+        deciding["augment"] = text_of(deciding["augment"])
     request = Request(**deciding)
     settings = Settings(features_dir, data_dir, device, batch_size, workers, on_bad_image, runtime=runtime)
     if dry_run:
@@ -176,6 +204,8 @@ def _show_plan(request: Request, settings: Settings, as_json: bool) -> None:
     show(f"cache    {plan['cache']}")
     there, elsewhere = plan["rows_there"], plan["rows_elsewhere"]
     show(f"images   {plan['images']}, of them {there} already there, {elsewhere} in other such caches")
+    if plan["views"] > plan["images"]:
+        show(f"views    {plan['views']}, of them {plan['views_left']} to embed")
     show(f"columns  {nodes} · {plan['bytes_per_image']} bytes an image")
     show(f"disk     {size(plan['bytes'])} still to write, {size(plan['free_bytes'])} free")
     if plan["images_per_second"]:

@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,23 +24,12 @@ from numpy.typing import NDArray
 
 from featcache.backbones.fitting import fit_what_can
 from featcache.errors import BadImageError, CacheError, DatasetError
-from featcache.extraction.pixels import Memory, Room, Shape
+from featcache.extraction.pixels import Memory, Room
+from featcache.extraction.views import CLEAN, Drawn, Fitting, by_view
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
 from featcache.images.stored import read_file
-from featcache.recipe import Preprocess
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """What is done to every image."""
-
-    preprocess: Preprocess
-    max_pixels: int
-
-    def shape(self) -> Shape:
-        """The size of a fitted image."""
-        return self.preprocess.crop, self.preprocess.crop
+from featcache.recipe import Preprocess, Views
 
 
 @dataclass
@@ -56,9 +46,14 @@ class _Changed(Exception):
 
 
 def decode_into(
-    out: NDArray[np.uint8], source: Any, hashes: Sequence[bytes], fitting: Fitting, fitted: bool
+    out: NDArray[np.uint8],
+    source: Any,
+    hashes: Sequence[bytes],
+    fitting: Fitting,
+    fitted: bool,
+    drawn: Drawn = CLEAN,
 ) -> Decoded:
-    """Decode images into `out` (n, H, W, 3); zeros for one that cannot be read.
+    """Decode images into `out` (n, H, W, 3), or their views into (V, n, H, W, 3); zeros where that fails.
 
     Args:
         out: where the pixels go.
@@ -66,39 +61,51 @@ def decode_into(
         hashes: the content hash of each in the plan; zeros for one that could not be read then either.
         fitting: what is done to every image.
         fitted: whether to fit the images to the backbone's input; if not, all must be of `out`'s size.
+        drawn: which views.
     """
-    found, images = Decoded(), dict[int, NDArray[np.uint8]]()
+    out = out if out.ndim == 5 else out[None]
+    found, images = Decoded(), dict[int, list[NDArray[np.uint8]]]()
     for place, planned in enumerate(hashes):
         try:
             image = decode(_unchanged(source, place, planned), fitting.max_pixels)
+            views = fitting.made(image, place, drawn)
         except BadImageError as error:
-            out[place] = 0
+            out[:, place] = 0
             found.bad.append((place, error.message))
             continue
         except _Changed:
             found.changed = place
             return found
         if fitted:
-            images[place] = image
+            images[place] = views
             continue
-        if image.shape != out.shape[1:]:
+        if any(view.shape != out.shape[2:] for view in views):
             found.odd = True
             return found
-        out[place] = image
-    return _fitted(images, fitting, out, found) if images else found
+        for number, view in enumerate(views):
+            out[number, place] = view
+    return _fitted(images, fitting, out, found, drawn) if images else found
 
 
 def _fitted(
-    images: dict[int, NDArray[np.uint8]], fitting: Fitting, out: NDArray[np.uint8], found: Decoded
+    images: dict[int, list[NDArray[np.uint8]]],
+    fitting: Fitting,
+    out: NDArray[np.uint8],
+    found: Decoded,
+    drawn: Drawn,
 ) -> Decoded:
     """Fit the images that were decoded, together where that is faster."""
-    places = list(images)
-    whole = len(places) == len(out)
-    room = out if whole else np.empty((len(places), *out.shape[1:]), np.uint8)
-    bad = fit_what_can(list(images.values()), fitting.preprocess, room)
-    if not whole:
-        out[places] = room
-    found.bad = sorted([*found.bad, *((places[place], why) for place, why in bad)])
+    places, failed = list(images), dict[int, str]()
+    for number, (view, whole) in enumerate(zip(drawn.numbers, out, strict=True)):
+        all_there = len(places) == len(whole)
+        room = whole if all_there else np.empty((len(places), *whole.shape[1:]), np.uint8)
+        some = [views[number] for views in images.values()]
+        bad = fit_what_can(some, fitting.step(view), room)
+        if not all_there:
+            whole[places] = room
+        failed |= {places[place]: why for place, why in bad}
+    out[:, list(failed)] = 0
+    found.bad = sorted([*found.bad, *failed.items()])
     return found
 
 
@@ -123,11 +130,14 @@ class Threads:
     def __init__(self, dataset: Dataset, fitting: Fitting) -> None:
         self._dataset, self._fitting = dataset, fitting
 
-    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on."""
+    def decode(
+        self, first: int, stop: int, room: Room, place: int, fitted: bool, views: Sequence[int] = (0,)
+    ) -> Decoded:
+        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
         hashes = [self._dataset.content_hashes[row].tobytes() for row in range(first, stop)]
-        out = room.pixels[place : place + stop - first]
-        return decode_into(out, lambda i: self._dataset.raw(first + i), hashes, self._fitting, fitted)
+        out = by_view(room.pixels, len(views))[:, place : place + stop - first]
+        drawn = Drawn(views, self._dataset.ids[first:stop])
+        return decode_into(out, lambda i: self._dataset.raw(first + i), hashes, self._fitting, fitted, drawn)
 
     def close(self) -> None:
         """Nothing to do."""
@@ -148,21 +158,27 @@ class Processes:
     def __init__(self, dataset: Dataset, fitting: Fitting, memory: Memory, count: int) -> None:
         self._dataset = dataset
         start = {"size": memory.size, "handle": memory.handle, "max_pixels": fitting.max_pixels}
-        begin = _line(start | {"preprocess": asdict(fitting.preprocess)})
+        views = None if fitting.views is None else asdict(fitting.views)
+        begin = _line(start | {"preprocess": asdict(fitting.preprocess), "views": views})
         self._all = [_started(memory.handle) for _ in range(count)]
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
         for process in self._all:
             _pipe(process.stdin).write(begin)
             self._idle.put(process)
 
-    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on."""
+    def decode(
+        self, first: int, stop: int, room: Room, place: int, fitted: bool, views: Sequence[int] = (0,)
+    ) -> Decoded:
+        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
         task = {
             "files": [self._dataset.file(row) for row in range(first, stop)],
             "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),
-            "at": room.at + place * room.pixels[0].nbytes,
-            "shape": room.pixels.shape[1:],
+            "at": room.at,
+            "shape": room.pixels.shape,
+            "place": place,
             "fitted": fitted,
+            "views": list(views),
+            "names": self._dataset.ids[first:stop] if any(views) else [""] * (stop - first),
         }
         process = self._idle.get()
         try:
@@ -234,20 +250,25 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     start = json.loads(tasks.readline())
     step = start["preprocess"]
     step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
-    fitting = Fitting(Preprocess(**step), start["max_pixels"])
+    views = start["views"]
+    views = None if views is None else Views(**{**views, "policy": tuple(views["policy"])})
+    fitting = Fitting(Preprocess(**step), start["max_pixels"], views)
     memory = _mapped(start["handle"], start["size"])
     while line := tasks.readline():
         task = json.loads(line)
-        files, shape, hashes = (
-            task["files"],
-            (len(task["files"]), *task["shape"]),
-            bytes.fromhex(task["hashes"]),
-        )
-        out = memory[task["at"] : task["at"] + int(np.prod(shape))].reshape(shape)
+        files, shape, hashes = task["files"], task["shape"], bytes.fromhex(task["hashes"])
+        room = memory[task["at"] : task["at"] + int(np.prod(shape))].reshape(shape)
+        out = by_view(room, len(task["views"]))[:, task["place"] : task["place"] + len(files)]
         each = [hashes[at : at + 16] for at in range(0, len(hashes), 16)]
-        found = decode_into(out, lambda i, files=files: read_file(files[i]), each, fitting, task["fitted"])
+        drawn = Drawn(task["views"], task["names"])
+        read = partial(_file_at, files)
+        found = decode_into(out, read, each, fitting, task["fitted"], drawn)
         answers.write(_line(asdict(found)))
         answers.flush()
+
+
+def _file_at(files: Sequence[str], place: int) -> bytes:
+    return read_file(files[place])
 
 
 def _mapped(handle: int, size: int) -> NDArray[np.uint8]:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones.preprocess import fit
 from featcache.backbones.runtime import Extractor
 from featcache.errors import CacheError, OptionError
 from featcache.extraction.extract import open_job, source_of
 from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings, versions
 from featcache.extraction.resolve import Job
+from featcache.extraction.views import pixels_of
+from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.quantised import OFFSET, SCALE, name_of
@@ -114,11 +115,12 @@ def drift(
     if len(chosen) < FEWEST:
         raise CacheError(f"{cache.name} has {len(chosen)} good rows: too few to compare.", "Extract first.")
     extractor = job.extractor(settings.device)
-    fresh = _embedded(job, extractor, chosen, settings.batch_size, progress)
+    images = [(row, view) for row in chosen for view in range(_views(cache, row))]
+    fresh = _embedded(job, extractor, images, settings.batch_size, progress)
     nodes = {}
     for node in cache.nodes:
         stored, rounding = _stored(cache, commits, chosen, node)
-        nodes[node] = _compared(stored, fresh[node], rounding, [cache.plan.ids[row] for row in chosen])
+        nodes[node] = _compared(stored, fresh[node], rounding, _names(cache, images))
     precision = cache.recipe.precision
     limits = COSINES[precision], DEVIATIONS.get(precision)
     return Drift(cache.name, len(chosen), nodes, *limits, _other_versions(cache))
@@ -132,29 +134,40 @@ def _chosen(commits: Sequence[Commit], count: int, seed: int) -> list[int]:
     return sorted(there[place] for place in picked.tolist())
 
 
+def _views(cache: Cache, row: int) -> int:
+    return cache.recipe.views_in(SPLITS[cache.plan.splits[row]])
+
+
+def _names(cache: Cache, images: Sequence[tuple[int, int]]) -> list[str]:
+    return [cache.plan.ids[row] + (f", view {view}" if view else "") for row, view in images]
+
+
 def _embedded(
-    job: Job, extractor: Extractor, rows: Sequence[int], batch_size: int | None, progress: Progress
+    job: Job,
+    extractor: Extractor,
+    images: Sequence[tuple[int, int]],
+    batch_size: int | None,
+    progress: Progress,
 ) -> dict[str, Floats]:
-    """Return node → (n, D), computed now."""
+    """Return node → (n, D) of rows and their views, computed now."""
     size, parts = batch_size or default_batch_size(extractor), []
-    for first in range(0, len(rows), size):
-        some = rows[first : first + size]
-        images = [job.dataset.image(row, job.request.max_pixels) for row in some]
-        pixels = np.stack([fit(image, job.recipe.preprocess) for image in images])
+    for first in range(0, len(images), size):
+        some = images[first : first + size]
+        pixels = np.stack([pixels_of(job.dataset, *image, job.recipe) for image in some])
         parts.append(extractor(pixels))
-        progress("drift", first + len(some), len(rows))
+        progress("drift", first + len(some), len(images))
     return {node: np.concatenate([part[node] for part in parts]).astype(np.float64) for node in parts[0]}
 
 
 def _stored(cache: Cache, commits: Sequence[Commit], rows: Sequence[int], node: str) -> tuple[Floats, Floats]:
-    """Return the rows (n, D) as they are stored, and how far rounding may have moved each value."""
+    """Return the rows as they are stored, every view one (n, D), and how far rounding may have moved each."""
     values, roundings = [], []
     for commit in sorted(commits, key=lambda commit: commit.first):
         own = [row - commit.first for row in rows if commit.first <= row <= commit.last]
         if not own:
             continue
         blocks, alone = cache.blocks(commit), len(cache.columns) == 1
-        found = blocks[name_of(FEATURES, node, alone)].map()[own]
+        found = blocks[name_of(FEATURES, node, alone)].map()[own].reshape(-1, cache.columns[node])
         if cache.recipe.store_dtype == "int8":
             scale = np.asarray(blocks[name_of(SCALE, node, alone)].map(), dtype=np.float64)
             offset = np.asarray(blocks[name_of(OFFSET, node, alone)].map(), dtype=np.float64)

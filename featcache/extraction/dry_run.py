@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from featcache.extraction import memory
+from featcache.extraction.copying import nearest, views_shared
 from featcache.extraction.estimate import check_space, free_bytes, measured_rate, needed_bytes
 from featcache.extraction.extract import folder_with_key, open_job, source_of
 from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings
+from featcache.extraction.resolve import Job
 from featcache.extraction.runtime import take_runtime
 from featcache.extraction.siblings import rows_elsewhere
+from featcache.extraction.views import forward_passes
 from featcache.progress import Progress, silent
 from featcache.recipe import ITEMSIZES
 from featcache.store import records
@@ -22,7 +27,8 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
 
     Returns:
         `cache` (path), `hit`, `fingerprint`, `images`, `rows` (per split), `rows_there` (rows already
-        committed), `rows_elsewhere` (images that other caches of the same recipe have), `nodes`
+        committed), `rows_elsewhere` (images that other caches of the same recipe have), `views` (that all
+        rows hold together), `views_left` (of them to be embedded; others are there or copied), `nodes`
         (node → D), `columns`, `bytes_per_image`, `bytes` (still to write), `free_bytes`,
         `images_per_second` (measured on a few batches; None for a hit), `seconds`, `runtime`.
 
@@ -39,16 +45,20 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     cache = None if folder is None else Cache(folder)
     if cache is not None and not cache.todo():
         return _of_cache(cache, settings)
-    there = len(job.dataset) - sum(len(part) for part in cache.todo()) if cache else 0
+    plan = job.plan()
+    todo = plan.counts() if cache is None else Counter[str]()
+    for part in cache.todo() if cache is not None else ():
+        todo[part.split] += len(part)
+    there = len(job.dataset) - sum(todo.values())
     extractor = job.extractor(settings.device)
     batch_size = settings.batch_size or default_batch_size(extractor)
-    left = len(job.dataset) - there
+    left = forward_passes(job.recipe, todo) - _copied(settings, job, todo)
     name = folder.name if folder else records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
     take_runtime(job, extractor, settings, left, name, remember=False)
     measured = measured_rate(job, extractor, batch_size, settings.workers)
     record = job.record(measured["columns"], settings.rows_per_shard)
     itemsize = ITEMSIZES[job.recipe.store_dtype]
-    needed = needed_bytes(job.plan(), measured["columns"], itemsize, record["rows_per_shard"], left)
+    needed = needed_bytes(job.recipe, plan, measured["columns"], record["rows_per_shard"], todo)
     check_space(settings.features_dir, needed)
     return {
         "cache": str(settings.features_dir / name),
@@ -60,6 +70,8 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
         "rows_elsewhere": rows_elsewhere(
             settings.features_dir, job.recipe.fingerprint, job.key, job.dataset.content_hashes
         ),
+        "views": forward_passes(job.recipe, plan.counts()),
+        "views_left": left,
         "nodes": measured["columns"],
         "columns": next(iter(measured["columns"].values())),
         "bytes_per_image": sum(measured["columns"].values()) * itemsize,
@@ -69,6 +81,13 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
         "seconds": round(left / measured["images_per_second"], 1),
         "runtime": extractor.runtime,
     }
+
+
+def _copied(settings: Settings, job: Job, rows: Mapping[str, int]) -> int:
+    """Return how many views of so many rows of each split another cache has."""
+    recipe, dataset = job.recipe, job.dataset.fingerprint
+    source = nearest(settings.features_dir, recipe, dataset, job.key, job.plan().counts())
+    return 0 if source is None else views_shared(recipe, source.recipe, rows)
 
 
 def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
@@ -81,6 +100,8 @@ def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
         "rows": cache.plan.counts(),
         "rows_there": len(cache.plan),
         "rows_elsewhere": 0,
+        "views": forward_passes(cache.recipe, cache.plan.counts()),
+        "views_left": 0,
         "nodes": cache.columns,
         "columns": cache.columns[cache.nodes[0]],
         "bytes_per_image": sum(cache.columns.values()) * itemsize,

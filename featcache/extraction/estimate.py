@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,24 @@ from featcache.errors import SpaceError
 from featcache.extraction.pipeline import lane_of, reading
 from featcache.extraction.reader import Batch, Reader
 from featcache.extraction.resolve import Job
+from featcache.extraction.views import GROUP, forward_passes
+from featcache.recipe import ITEMSIZES, Recipe
 from featcache.store.plan import Plan, ShardPlan
 
 FILE_OVERHEAD = 64 * 1024  # bytes a shard needs beside its rows, at most
 SAMPLE_BATCHES = 4
 
 
-def needed_bytes(plan: Plan, columns: dict[str, int], itemsize: int, shard_rows: int, rows: int) -> int:
-    """Return the bytes that `rows` rows of a plan take on disk, metadata included."""
-    row = sum(columns.values()) * itemsize + 17  # label, row and status
+def needed_bytes(
+    recipe: Recipe, plan: Plan, columns: dict[str, int], shard_rows: int, left: Mapping[str, int]
+) -> int:
+    """Return the bytes that rows of a plan take on disk, so many of each split, metadata included."""
+    itemsize = ITEMSIZES[recipe.store_dtype]
+    rows, views = sum(left.values()), forward_passes(recipe, left)
     shards = -(-rows // shard_rows) + len(plan.counts())
     scales = 8 * sum(columns.values()) if itemsize == 1 else 0  # scale and offset of int8
-    return rows * row + shards * (FILE_OVERHEAD + scales)
+    whole = views * sum(columns.values()) * itemsize + rows * 17  # label, row and status
+    return whole + shards * (FILE_OVERHEAD + scales)
 
 
 def free_bytes(folder: Path) -> int:
@@ -50,37 +57,41 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int | None) -> dict[str, Any]:
-    """Embed a few batches of real images and return images a second, and the columns.
+    """Embed a few batches of real images, with their views, and return images a second, and the columns.
 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
     lane = lane_of(job.recipe, extractor, batch_size)
-    reader = Reader(
-        job.dataset, job.recipe.preprocess, reading(lane, batch_size, workers, job.request.max_pixels)
+    how = reading(lane, batch_size, workers, job.request.max_pixels)
+    part = ShardPlan(
+        "train-00000", 0, min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
     )
-    n = min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
+    new = range(min(GROUP, job.recipe.views_in(part.split)))
+    reader = Reader(job.dataset, job.recipe.preprocess, how, job.recipe.views, lambda part: new)
     rooms = deque(
         {node: lane.room((batch_size, width)) for node, width in extractor.columns.items()}
         for _ in range(lane.depth + 1)
     )
-    under_way: deque[tuple[Batch, Flight]] = deque()
+    under_way: deque[tuple[Batch, bool, Flight]] = deque()
     landed: list[tuple[int, float]] = []  # images and time of every batch
 
     def land() -> None:
         """Wait for the oldest batch."""
-        batch, flight = under_way.popleft()
+        batch, last, flight = under_way.popleft()
         flight.wait()
         landed.append((batch.stop - batch.first, time.perf_counter()))
-        reader.give(batch)
+        if last:
+            reader.give(batch)
 
     start = time.perf_counter()
     try:
-        for batch in reader.batches(iter([ShardPlan("train-00000", 0, n)])):
-            rows = {node: room[: len(batch.pixels)] for node, room in rooms[0].items()}
-            rooms.rotate()
-            under_way.append((batch, lane.submit(batch.pixels, rows)))
-            if len(under_way) > lane.depth:
-                land()
+        for batch in reader.batches(iter([part])):
+            for view, pixels in batch.each_view():
+                rows = {node: room[: len(pixels)] for node, room in rooms[0].items()}
+                rooms.rotate()
+                under_way.append((batch, view == batch.views[-1], lane.submit(pixels, rows)))
+                if len(under_way) > lane.depth:
+                    land()
         while under_way:
             land()
     finally:

@@ -14,7 +14,6 @@ from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
-from featcache.recipe import ITEMSIZES
 from featcache.store import records
 from featcache.store.recent import mark_used
 
@@ -142,6 +141,7 @@ def _fill(
     """Compute what is missing and seal the cache."""
     from featcache.extraction import several
     from featcache.extraction.batch_size import for_cache
+    from featcache.extraction.copying import notes_of, passes_left
     from featcache.extraction.runtime import offer_bf16, take_runtime
     from featcache.extraction.speeds import forget_begun
 
@@ -150,9 +150,13 @@ def _fill(
     if cache is None:
         cache = _create(job, settings, dict(extractor.columns))
         forget_begun(settings.features_dir, cache.name)
-    left = sum(len(part) for part in cache.todo())
-    if left < len(cache.plan):
-        notify(f"Going on with {cache.name}: {len(cache.plan) - left} of {len(cache.plan)} rows are there.")
+    todo = cache.todo()
+    rows = sum(len(part) for part in todo)
+    if rows < len(cache.plan):
+        notify(f"Going on with {cache.name}: {len(cache.plan) - rows} of {len(cache.plan)} rows are there.")
+    for note in notes_of(cache):
+        notify(note)
+    left = passes_left(cache, todo)
     if len(devices) == 1:
         take_runtime(job, extractor, settings, left, cache.name, notify)
         offer_bf16(job, extractor, settings, left, notify)
@@ -177,15 +181,16 @@ def _fill(
 def compute(
     cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress, rest: bool = True
 ) -> int:
-    """Compute what a cache lacks on one device; return the number of images embedded.
+    """Compute what a cache lacks on one device; return the number of images embedded, views included.
 
-    With `rest`, what other processes have in hand too, in the end.
+    With `rest`, what other processes have in hand too, in the end. Views that another cache has are copied.
 
     Raises:
         DatasetError, CacheError: as `pipeline.run`.
     """
     from featcache.extraction import pipeline
     from featcache.extraction.batch_size import for_cache
+    from featcache.extraction.copying import source_of as copies_of
 
     return pipeline.run(
         cache,
@@ -197,6 +202,7 @@ def compute(
         skip_bad=settings.on_bad_image == "skip",
         progress=progress,
         rest=rest,
+        source=copies_of(cache),
     )
 
 
@@ -205,8 +211,7 @@ def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:
     from featcache.store.cache import Cache
 
     record, plan = job.record(columns, settings.rows_per_shard), job.plan()
-    itemsize = ITEMSIZES[job.recipe.store_dtype]
-    needed = needed_bytes(plan, columns, itemsize, record["rows_per_shard"], len(plan))
+    needed = needed_bytes(job.recipe, plan, columns, record["rows_per_shard"], plan.counts())
     check_space(settings.features_dir, needed)
     name = records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
     return Cache.create(settings.features_dir / name, record, plan)

@@ -7,7 +7,7 @@ shard's border, so a shard's bytes do not depend on where an interrupted run wen
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,14 +15,15 @@ import numpy as np
 
 from featcache.backbones.devices import pin
 from featcache.backbones.lane import Lane
-from featcache.backbones.preprocess import fit
 from featcache.backbones.recorded import Flight
 from featcache.backbones.resize import Resizer, resizer
 from featcache.backbones.resize_plan import is_pillows
 from featcache.backbones.runtime import Extractor
 from featcache.errors import CacheError, DatasetError
+from featcache.extraction.copying import Share
 from featcache.extraction.pixels import Shape
 from featcache.extraction.reader import Bad, Batch, Reader, Reading, cores
+from featcache.extraction.views import pixels_of
 from featcache.extraction.writer import Features, Writer
 from featcache.images.dataset import Dataset
 from featcache.progress import Progress, silent
@@ -49,8 +50,9 @@ def run(
     parts: Sequence[ShardPlan] | None = None,
     progress: Progress = silent,
     rest: bool = True,
+    source: Cache | None = None,
 ) -> int:
-    """Extract all shards that are not committed yet; return the number of images embedded.
+    """Extract all shards that are not committed yet; return the number of images embedded, views included.
 
     Args:
         cache: the cache to fill; other processes may fill it at the same time.
@@ -63,6 +65,7 @@ def run(
         parts: only these shards.
         progress: told the images done, by split.
         rest: whether to compute in the end what other processes have in hand, or had when they died.
+        source: a finished cache to copy views from that it has already.
 
     Raises:
         DatasetError: an image cannot be read, unless `skip_bad`.
@@ -70,24 +73,28 @@ def run(
     """
     left = cache.todo() if parts is None else list(parts)
     lane = lane_of(cache.recipe, extractor, batch_size)
-    reader = Reader(dataset, cache.recipe.preprocess, reading(lane, batch_size, workers, max_pixels))
-    writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth)
-    work = _Work(cache, dataset, extractor, _Count(cache, left, progress))
+    share, step = Share(cache, source), cache.recipe.preprocess
+    how = reading(lane, batch_size, workers, max_pixels)
+    reader = Reader(dataset, step, how, cache.recipe.views, share.new)
+    writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth, share)
+    work = _Work(cache, dataset, extractor, _Count(cache, left, progress), share, skip_bad)
     lane.prepare(reader.shape)  # while the processes that decode begin
-    under_way: deque[tuple[Batch, Features, Flight]] = deque()
+    under_way: deque[tuple[Batch, int, Features, Flight]] = deque()
+    computed = work.computed(writer, shared(cache.path, left, partial(_committed, cache), rest))
     try:
-        for batch in reader.batches(shared(cache.path, left, partial(_committed, cache), rest)):
+        for batch in reader.batches(computed):
             if batch.bad and not skip_bad:
                 raise unreadable(dataset, batch.bad)
-            rows = writer.rows(batch)
-            under_way.append((batch, rows, lane.submit(batch.pixels, rows)))
-            if len(under_way) > lane.depth:
-                work.land(reader, writer, *under_way.popleft())
+            for view, pixels in batch.each_view():
+                rows = writer.rows(batch, view)
+                under_way.append((batch, view, rows, lane.submit(pixels, rows)))
+                if len(under_way) > lane.depth:
+                    work.land(reader, writer, *under_way.popleft())
         while under_way:
             work.land(reader, writer, *under_way.popleft())
         writer.finish()
     finally:
-        for _, _, flight in under_way:
+        for *_, flight in under_way:
             flight.settle()  # nothing is copied any more into memory that is about to go
         lane.close()
         reader.close()
@@ -128,30 +135,54 @@ class _Work:
     dataset: Dataset
     extractor: Extractor
     count: _Count
+    share: Share
+    skip_bad: bool
 
-    def land(self, reader: Reader, writer: Writer, batch: Batch, rows: Features, flight: Flight) -> None:
-        """Wait for a batch's rows, check them and hand them to the writer; zero for bad images."""
+    def computed(self, writer: Writer, parts: Iterator[ShardPlan]) -> Iterator[ShardPlan]:
+        """Yield the shards of which something is to be computed, and let the others be copied.
+
+        Raises:
+            DatasetError: the cache to copy from could not read an image, unless such are skipped.
+        """
+        for part in parts:
+            if (bad := self.share.bad(part)) and not self.skip_bad:
+                raise unreadable(self.dataset, bad)
+            if self.share.new(part):
+                yield part
+            else:
+                writer.copy(part)
+                self.count.rows(part.split, len(part))
+
+    def land(
+        self, reader: Reader, writer: Writer, batch: Batch, view: int, rows: Features, flight: Flight
+    ) -> None:
+        """Wait for a view of a batch's rows and check them; the last goes to the writer. Bad images are 0."""
         finite = flight.wait()
         lost = [row - batch.first for row, _ in batch.bad]
         for values in rows.values():
             values[lost] = 0
         if not finite:
-            self._check(batch, rows)
+            self._check(batch, view, rows)
+        self.count.images += batch.stop - batch.first
+        if view + 1 < batch.views.stop:
+            return
         reader.give(batch)
         writer.add(batch, batch.bad)
-        self.count.add(batch)
+        if batch.last:
+            self.count.rows(batch.part.split, batch.stop - batch.first)
 
-    def _check(self, batch: Batch, rows: Features) -> None:
+    def _check(self, batch: Batch, view: int, rows: Features) -> None:
         """Find what is not finite; only the row of an image that could not be read may be."""
         for node, values in rows.items():
             where = np.argwhere(~np.isfinite(values))
             if len(where):
                 row, column = (int(i) for i in where[0])
-                raise self._not_finite(node, batch.first + row, column)
+                raise self._not_finite(node, batch.first + row, view, column)
 
-    def _not_finite(self, node: str, row: int, column: int) -> CacheError:
-        where = f"column {column} of node {node!r} for {self.dataset.ids[row]}"
-        image = fit(self.dataset.image(row), self.cache.recipe.preprocess)
+    def _not_finite(self, node: str, row: int, view: int, column: int) -> CacheError:
+        which = f", view {view}" if view else ""
+        where = f"column {column} of node {node!r} for {self.dataset.ids[row]}{which}"
+        image = pixels_of(self.dataset, row, view, self.cache.recipe)
         value = float(self.extractor(image[None])[node][0, column])
         if np.isfinite(value):
             return CacheError(
@@ -176,11 +207,9 @@ class _Count:
             if count:
                 progress(split, self.done[split], self.total[split])
 
-    def add(self, batch: Batch) -> None:
-        """Count the images of a finished batch."""
-        split, size = batch.part.name.partition("-")[0], batch.stop - batch.first
-        self.images += size
-        self.done[split] += size
+    def rows(self, split: str, count: int) -> None:
+        """Count rows that are done."""
+        self.done[split] += count
         self.progress(split, self.done[split], self.total[split])
 
 

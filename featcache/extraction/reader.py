@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError
-from featcache.extraction.decoding import Decoded, Fitting, Processes, Threads, raise_if_changed
+from featcache.extraction.decoding import Decoded, Processes, Threads, raise_if_changed
 from featcache.extraction.pixels import Memory, Pin, Ring, Room, Shape, can_share, ring_bytes
+from featcache.extraction.views import GROUP, Fitting, by_view, groups, keeps_sizes, one_thread
 from featcache.images.dataset import Dataset
-from featcache.recipe import Preprocess
+from featcache.recipe import Preprocess, Views
 from featcache.store.plan import ShardPlan
 
 PREFETCH = 3  # batches being decoded ahead of the backbone, at least
@@ -27,7 +28,10 @@ Bad = tuple[int, str]
 
 @dataclass
 class Batch:
-    """Rows of one shard on their way: their pixels, and those that could not be read."""
+    """Rows of one shard on their way: the pixels of some of their views, and those that could not be read.
+
+    `last` says that the rows' other views came before.
+    """
 
     part: ShardPlan
     first: int
@@ -36,11 +40,17 @@ class Batch:
     ring: Ring
     tasks: list[tuple[int, Future[Decoded]]] = field(default_factory=list)  # (first row, …)
     bad: list[Bad] = field(default_factory=list)
+    views: range = range(1)
+    last: bool = True
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
-        """(B, crop, crop, 3), or (B, H, W, 3) of the images' own size."""
+        """(V * B, crop, crop, 3), one view behind the other, or (V * B, H, W, 3) of the images' own size."""
         return self.room.pixels
+
+    def each_view(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Yield the numbers of the views, and the pixels (B, …) of each."""
+        return zip(self.views, by_view(self.pixels, len(self.views)), strict=True)
 
 
 @dataclass(frozen=True)
@@ -73,23 +83,35 @@ class Reader:
         dataset: its row numbers are those of the plan.
         preprocess: how an image is fitted to the backbone's input.
         how: see there.
+        views: how views are drawn, None where there are none.
+        new: which views of a shard's rows are wanted.
     """
 
-    def __init__(self, dataset: Dataset, preprocess: Preprocess, how: Reading) -> None:
-        self.dataset, self.how = dataset, how
-        self.fitting = Fitting(preprocess, how.max_pixels)
+    def __init__(
+        self,
+        dataset: Dataset,
+        preprocess: Preprocess,
+        how: Reading,
+        views: Views | None = None,
+        new: Callable[[ShardPlan], range] = lambda part: range(1),
+    ) -> None:
+        self.dataset, self.how, self._new = dataset, how, new
+        self.fitting = Fitting(preprocess, how.max_pixels, views)
+        self._most = 1 if views is None else min(GROUP, views.count)
         workers = how.workers or cores()
         self._processes = how.processes and workers > 1 and can_share() and _in_files(dataset)
         task = Processes.images if self._processes else Threads.images
         self._ahead = max(PREFETCH, -(-2 * workers * task // how.batch_size))
-        self._own = self._common_size() if how.own_size else None
+        self._own = self._common_size() if how.own_size and keeps_sizes(views) else None
         self._memory, self._rings = self._room()
         self._decoder: Threads | Processes = (
             Processes(dataset, self.fitting, self._memory, workers)
             if self._processes
             else Threads(dataset, self.fitting)
         )
-        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        draws = views is not None and not self._processes
+        begin = one_thread if draws else None  # the threads together have the cores
+        self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=begin)
 
     @property
     def shape(self) -> Shape:
@@ -99,15 +121,19 @@ class Reader:
     def batches(self, parts: Iterator[ShardPlan]) -> Iterator[Batch]:
         """Yield the batches of the shards in order, decoded; give each back when its pixels were read.
 
+        Rows of which many views are wanted come in several batches.
+
         Raises:
             DatasetError: an image changed since the plan was made.
         """
         ahead: deque[Batch] = deque()
         for part in parts:
             for first in range(part.first, part.stop, self.how.batch_size):
-                ahead.append(self._start(part, first, min(first + self.how.batch_size, part.stop)))
-                if len(ahead) > self._ahead:
-                    yield self._ready(ahead.popleft())
+                rows = range(first, min(first + self.how.batch_size, part.stop))
+                for views in groups(self._new(part)):
+                    ahead.append(self._start(part, rows, views))
+                    if len(ahead) > self._ahead:
+                        yield self._ready(ahead.popleft())
         while ahead:
             yield self._ready(ahead.popleft())
 
@@ -125,7 +151,7 @@ class Reader:
 
     def _room(self) -> tuple[Memory, dict[bool, Ring]]:
         """Return rings for fitted images (True) and for images of their own size (False)."""
-        size, count = self.how.batch_size, self._ahead + 1 + self.how.after
+        size, count = self.how.batch_size * self._most, self._ahead + 1 + self.how.after
         shapes = {True: self.fitting.shape()} | ({} if self._own is None else {False: self._own})
         lengths = {fitted: ring_bytes(shape, size, count) for fitted, shape in shapes.items()}
         memory = Memory(sum(lengths.values()), self._processes)
@@ -136,14 +162,17 @@ class Reader:
         }
         return memory, rings
 
-    def _start(self, part: ShardPlan, first: int, stop: int) -> Batch:
+    def _start(self, part: ShardPlan, rows: range, views: range) -> Batch:
         """Begin to decode the images of some rows."""
         ring = self._rings[self._own is None]
-        batch = Batch(part, first, stop, ring.take(stop - first), ring)
+        room, last = ring.take(len(rows) * len(views)), views.stop == self._new(part).stop
+        batch = Batch(part, rows.start, rows.stop, room, ring, views=views, last=last)
         step, fitted = self._decoder.images, ring is self._rings[True]
-        for begin in range(first, stop, step):
-            rows = begin, min(begin + step, stop)
-            task = self.pool.submit(self._decoder.decode, *rows, batch.room, begin - first, fitted)
+        for begin in range(rows.start, rows.stop, step):
+            some = begin, min(begin + step, rows.stop)
+            task = self.pool.submit(
+                self._decoder.decode, *some, room, begin - rows.start, fitted, tuple(views)
+            )
             batch.tasks.append((begin, task))
         return batch
 
@@ -163,7 +192,7 @@ class Reader:
         for _, task in batch.tasks:
             task.result()  # nobody writes to its room any more
         self.give(batch)
-        return self._ready(self._start(batch.part, batch.first, batch.stop))
+        return self._ready(self._start(batch.part, range(batch.first, batch.stop), batch.views))
 
     def _common_size(self) -> Shape | None:
         """Return the size of the first image, if images of that size are smaller than fitted ones."""

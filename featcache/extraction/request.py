@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import OptionError
+from featcache.images.policies import DEFAULT, draws, policy_of
+from featcache.recipe import MOST_VIEWS, VIEWS_OF, Views
 from featcache.version import VERSION
 
 PREPROCESS = ("auto", "weights", "squash")
@@ -41,9 +43,14 @@ class Request:
     store_dtype: str = "float16"
     limit: int | None = None
     max_pixels: int = 50_000_000
+    views: int = 1  # of each image, with the image itself
+    augment: str | None = None  # a policy's name or its steps, see `featcache.images.policies.text_of`
+    view_seed: int = 0
+    views_of: str = "train"
 
     def __post_init__(self) -> None:
         self._check_types()
+        self._check_views()
         for name, known in (
             ("preprocess", PREPROCESS),
             ("normalize", NORMALIZE),
@@ -59,22 +66,55 @@ class Request:
 
     def _check_types(self) -> None:
         """From Python anything may come: refuse what would be stored or read as something else."""
-        numbers = ("image_size", "limit", "max_pixels")
-        for name in ("dataset", "backbone", "weights", "pool", *numbers):
+        numbers = ("image_size", "limit", "max_pixels", "views", "view_seed")
+        for name in ("dataset", "backbone", "weights", "pool", "augment", "views_of", *numbers):
             value, expected = getattr(self, name), int if name in numbers else str
             if value is not None and (not isinstance(value, expected) or isinstance(value, bool)):
                 raise OptionError(f"{name} must be of type {expected.__name__}, got {value!r}.")
         if not isinstance(self.layers, tuple) or not all(isinstance(name, str) for name in self.layers):
             raise OptionError(f"layers must be a list of names, got {self.layers!r}.")
 
+    def _check_views(self) -> None:
+        if not 1 <= self.views <= MOST_VIEWS:
+            raise OptionError(f"views must be from 1 to {MOST_VIEWS}, got {self.views}.")
+        if not 0 <= self.view_seed < 2**63:
+            raise OptionError(f"view_seed must be at least 0 and below 2^63, got {self.view_seed}.")
+        if self.views_of not in VIEWS_OF:
+            raise OptionError(f"Unknown views_of {self.views_of!r}.", f"Known: {', '.join(VIEWS_OF)}.")
+        if self.views == 1 and (self.augment is not None or self.view_seed or self.views_of != "train"):
+            raise OptionError(
+                "Without views there is nothing to augment: view 0 is the image itself.", "Give --views 5."
+            )
+        if self.augment is not None:
+            policy_of(self.augment)
+
+    def asked_views(self) -> Views | None:
+        """Return the views asked for, with every parameter of their policy; None for none."""
+        if self.views == 1:
+            return None
+        return Views(self.views, policy_of(self.augment or DEFAULT), self.view_seed, self.views_of)
+
+    def notes(self) -> list[str]:
+        """Return what is worth knowing about the options."""
+        views = self.asked_views()
+        if views is None or draws(views.policy) or views.count == 2:
+            return []
+        return ["This augmentation makes the same view each time: --views 2 holds all that there is."]
+
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain JSON values."""
-        return {**asdict(self), "layers": list(self.layers)}
+        """Return the options as plain JSON values; those of views only where there are any."""
+        plain = {**asdict(self), "layers": list(self.layers)}
+        if self.views == 1:
+            plain = {name: value for name, value in plain.items() if name not in _OF_VIEWS}
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Request:
         """Rebuild a request from `to_dict`."""
         return cls(**{**plain, "layers": tuple(plain["layers"])})
+
+
+_OF_VIEWS = ("views", "augment", "view_seed", "views_of")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from featcache.extraction.request import Request, versions
 from featcache.images.dataset import Dataset
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress
-from featcache.recipe import Decoding, Preprocess, Recipe, format_of
+from featcache.recipe import Decoding, Preprocess, Recipe, canonical_json, format_of
 from featcache.store.plan import Plan, rows_of_shards
 from featcache.store.records import cache_key
 
@@ -51,6 +51,8 @@ class Job:
     def _where(self) -> dict[str, Any]:
         """Return the request with whole paths and the resolved weights, so that a repair finds them again."""
         asked = self.request.to_dict()
+        if self.recipe.views is not None:
+            asked["augment"] = canonical_json(list(self.recipe.views.policy))
         kind, _, path = self.request.dataset.partition(":")
         if path:
             asked["dataset"] = f"{kind}:{Path(path).expanduser().resolve()}"
@@ -72,12 +74,13 @@ class Job:
     def record(self, columns: dict[str, int], shard_rows: int | None) -> dict[str, Any]:
         """Return the content of `recipe.json`, but for the plan's hash."""
         widest = max(columns.values())
+        views = 1 if self.recipe.views is None else self.recipe.views.count
         return {
             "key": self.key,
             "recipe": self.recipe.to_dict(),
             "dataset": self.dataset_record(),
             "columns": columns,
-            "rows_per_shard": shard_rows or rows_of_shards(widest, self.recipe.store_dtype),
+            "rows_per_shard": shard_rows or rows_of_shards(widest, self.recipe.store_dtype, views),
             "request": self._where(),
             "versions": versions(),
         }
@@ -106,6 +109,7 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
     step = preprocess(None)
     if request.normalize == "dataset":
         step = preprocess(_statistics(request, dataset, step, progress))
+    views = request.asked_views()
     recipe = Recipe(
         backbone=request.backbone,
         weights=identity,
@@ -113,10 +117,11 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
         preprocess=step,
         precision=request.precision,
         store_dtype=request.store_dtype,
-        format=format_of(request.store_dtype),
+        format=format_of(request.store_dtype, views),
         decoding=Decoding(max_pixels=request.max_pixels),
+        views=views,
     )
-    return Job(request, dataset, recipe, network, weights_before, list(choice.notes))
+    return Job(request, dataset, recipe, network, weights_before, [*request.notes(), *choice.notes])
 
 
 def _statistics(

@@ -89,7 +89,7 @@ def _round(
 
 
 def _follow(cache: Cache, heard: queue.SimpleQueue[Message], left: int, progress: Progress) -> int:
-    """Tell the progress of all processes until the last has ended."""
+    """Tell the progress of all processes until the last has ended; return the images they embedded."""
     total = cache.plan.counts()
     todo = cache.todo()
     done = {
@@ -103,9 +103,11 @@ def _follow(cache: Cache, heard: queue.SimpleQueue[Message], left: int, progress
             raise _error(*message["error"])
         if "ended" in message:
             left -= 1
+        elif "images" in message:
+            images += message["images"]
         else:
             split, more = message["split"], message["more"]
-            images, done[split] = images + more, min(done[split] + more, total[split])
+            done[split] = min(done[split] + more, total[split])
             progress(split, done[split], total[split])
     return images
 
@@ -160,6 +162,7 @@ def work(task: Message, out: IO[str]) -> None:
 
 
 def _extract(task: Message, tell: Any) -> None:
+    from featcache.extraction.copying import passes_left
     from featcache.extraction.extract import compute, open_job, source_of
     from featcache.extraction.runtime import take_runtime
 
@@ -179,9 +182,8 @@ def _extract(task: Message, tell: Any) -> None:
         tell({"split": split, "more": more})
 
     extractor = job.extractor(settings.device)
-    images = sum(len(part) for part in cache.todo())
-    take_runtime(job, extractor, settings, images, cache.path.name)
-    compute(cache, job, extractor, settings, progress, task["rest"])
+    take_runtime(job, extractor, settings, passes_left(cache, cache.todo()), cache.path.name)
+    tell({"images": compute(cache, job, extractor, settings, progress, task["rest"])})
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ class Cache:
 
         Args:
             part: the planned shard.
-            features: node → (n, D) in `row_dtype`; zero for rows in `bad`.
+            features: node → (n, D) in `row_dtype`, (n, V, D) where the split has views; zero for `bad` rows.
             bad: (row, reason) of the images that could not be read.
 
         Raises:
@@ -235,7 +235,8 @@ class Cache:
             raise self._harmed(path, f"it cannot be read ({error.strerror or error})") from error
         if found != commit.xxh3_128:
             raise self._harmed(path, "its bytes differ from what was committed")
-        blocks = shard.blocks(path, self.columns, self.recipe.store_dtype, commit.rows)
+        views = self.recipe.views_in(commit.shard.partition("-")[0])
+        blocks = shard.blocks(path, self.columns, self.recipe.store_dtype, commit.rows, views)
         rows = slice(commit.first, commit.last + 1)
         if not np.array_equal(blocks["row"].map(), np.arange(rows.start, rows.stop)) or not np.array_equal(
             blocks["label"].map(), self.plan.labels[rows]

@@ -33,6 +33,11 @@ class ShardPlan:
         return self.stop - self.first
 
     @property
+    def split(self) -> str:
+        """The stored split that the rows are of."""
+        return self.name.partition("-")[0]
+
+    @property
     def rows(self) -> NDArray[np.int64]:
         """The rows (n,)."""
         return np.arange(self.first, self.stop, dtype=np.int64)
@@ -130,13 +135,14 @@ def _names(blob: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[str]:
     return [data[a:b].decode("utf-8", "surrogateescape") for a, b in pairs]
 
 
-def rows_of_shards(columns: int, store_dtype: str) -> int:
-    """Return how many rows of `columns` features go into a shard.
+def rows_of_shards(columns: int, store_dtype: str, views: int = 1) -> int:
+    """Return how many rows of `views` times `columns` features go into a shard.
 
-    In int8 no more than in float32, as which they are gathered: that is what takes memory.
+    In int8 no more than in float32, as which they are gathered: that is what takes memory. Rounded for rows
+    of one view, so that the shards of splits without views can be mapped as one array too.
     """
-    size = ITEMSIZES[store_dtype]
-    return rows_per_shard(columns * size, SHARD_BYTES // 4 if store_dtype == "int8" else SHARD_BYTES)
+    limit = SHARD_BYTES // 4 if store_dtype == "int8" else SHARD_BYTES
+    return rows_per_shard(columns * ITEMSIZES[store_dtype], max(1, limit // views))
 
 
 def rows_per_shard(row_bytes: int, limit: int = SHARD_BYTES, most: int = SHARD_ROWS) -> int:

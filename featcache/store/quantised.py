@@ -33,13 +33,15 @@ Floats = NDArray[np.float32]
 class Coded:
     """Rows of one shard in eight bits."""
 
-    codes: NDArray[np.int8]  # (n, D)
+    codes: NDArray[np.int8]  # (n, D) or (n, V, D)
     scale: Floats  # (D,)
     offset: Floats  # (D,)
 
 
 def coded(rows: Floats, good: NDArray[np.bool_]) -> Coded:
     """Return rows (n, D) in eight bits; the range is that of the good ones, the others get some code.
+
+    Rows (n, V, D) of V views are coded as if each view were a row.
 
     A column that never changes is stored exactly. In a column whose smallest value is 0, as behind a ReLU,
     zeros stay exactly 0.
@@ -49,6 +51,9 @@ def coded(rows: Floats, good: NDArray[np.bool_]) -> Coded:
     """
     if rows.dtype != np.float32:
         raise CacheError(f"Rows to be stored in int8 must come as float32, got {rows.dtype}.")
+    if rows.ndim == 3:
+        flat = coded(rows.reshape(-1, rows.shape[2]), np.repeat(good, rows.shape[1]))
+        return Coded(flat.codes.reshape(rows.shape), flat.scale, flat.offset)
     low, high = _range(rows, good)
     scale = ((high - low) / STEPS).astype(np.float32)  # of float64: the largest range does not overflow
     offset = np.where(scale > 0, low + 128.0 * scale, low).astype(np.float32)

@@ -50,7 +50,8 @@ def arrays(
     """Return the arrays of a shard by their names in the file, in the order they are written.
 
     Args:
-        features: node → (n, D); with one node the data set is `features`, with several `features/<node>`.
+        features: node → (n, D), or (n, V, D) of V views; with one node the data set is `features`, with
+            several `features/<node>`.
         labels: (n,) class numbers.
         rows: (n,) rows of the plan.
         status: (n,) 0 for a good row, 1 for an image that could not be read (its features are zero).
@@ -102,7 +103,7 @@ def hash_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dict[str, Block]:
+def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int, views: int = 1) -> dict[str, Block]:
     """Check that a shard is exactly as it must be and return where its arrays lie.
 
     Args:
@@ -110,6 +111,7 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
         columns: node → D.
         dtype: the stored dtype of the features.
         rows: the number of rows.
+        views: how many a row holds; with one, features are (n, D).
 
     Raises:
         DamagedError: an array is missing, unexpected, of another type or shape, or not plainly stored.
@@ -119,8 +121,9 @@ def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int) -> dic
         "row": ((rows,), "int64"),
         "status": ((rows,), "uint8"),
     }
+    axis = (views,) if views > 1 else ()
     for node, width in columns.items():
-        expected[name_of(FEATURES, node, len(columns) == 1)] = ((rows, width), dtype)
+        expected[name_of(FEATURES, node, len(columns) == 1)] = ((rows, *axis, width), dtype)
         for what in (SCALE, OFFSET) if dtype == "int8" else ():
             expected[name_of(what, node, len(columns) == 1)] = ((width,), "float32")
     size = path.stat().st_size

@@ -26,8 +26,10 @@ from featcache.store.shard import FEATURES, Block
 class Table:
     """Features X (N, D) in the stored dtype, labels y (N,), and which rows of the plan they are.
 
-    `base` maps all rows of the stored split without copying them. `X` is that same array where the
-    table is the whole split or a run of it, else the chosen rows of it, copied at first use.
+    `base` maps all rows of the stored split without copying them, a row for each of their views, and `index`
+    finds the clean ones. `X` is a view of it where the table is the whole split or a run of it, else the
+    chosen rows of it, copied at first use. With `every_view` X is (N, V, D), and `selection` and `labels`
+    have a row for each view: those of a sample one behind the other, the clean one first.
     """
 
     base: NDArray[Any] | QuantisedRows
@@ -39,26 +41,52 @@ class Table:
     node: str
     plan: Plan = field(repr=False)
     budget: int | None = None  # bytes of the features that may be in memory; None: as many as there is room
+    views: int = 1  # that a row of the stored split holds
+    every_view: bool = False  # whether X, selection and labels have all of them
 
     def __len__(self) -> int:
         return len(self.index)
 
     @cached_property
     def X(self) -> NDArray[Any] | QuantisedRows:  # the field's name for features
-        """The features (N, D); of a cache in int8 they become floats where they are read."""
-        if len(self.index) and self.index[-1] - self.index[0] + 1 == len(self.index):
-            return self._rows(slice(int(self.index[0]), int(self.index[-1]) + 1))
-        return self._rows(self.index)
+        """The features (N, D), or (N, V, D) of every view.
+
+        Of a cache in int8 (N, D) become floats where they are read, (N, V, D) at once.
+        """
+        if not self.every_view:
+            return self._rows(self._run(self.views) or self.index)
+        rows = self._rows(self._run(1) or self._every())
+        return np.asarray(rows).reshape(len(self), self.views, self.columns)
+
+    def _run(self, step: int) -> slice | None:
+        """Return every `step`-th row of base from the first to the last sample; None if they are no run."""
+        index, views = self.index, self.views
+        if len(index) == 0 or index[-1] - index[0] != (len(index) - 1) * views:
+            return None
+        return slice(int(index[0]), int(index[-1]) + views, step)
 
     def _rows(self, rows: slice | NDArray[np.int64]) -> NDArray[Any] | QuantisedRows:
         return self.base.part(rows) if isinstance(self.base, QuantisedRows) else self.base[rows]
 
+    def _every(self) -> NDArray[np.int64]:
+        """Return the positions in base of all views, (N * V,)."""
+        return (self.index[:, None] + np.arange(self.views)).reshape(-1)
+
     @property
     def selection(self) -> Selection:
-        """The features without a copy of them: an array (N, D) to all that reads rows block by block."""
+        """The features without a copy of them: an array (N, D) to all that reads rows block by block.
+
+        Of every view (N * V, D).
+        """
+        index = self._every() if self.every_view else self.index
         if isinstance(self.base, QuantisedRows):
-            return QuantisedSelection(self.base, self.index)
-        return Selection(self.base, self.index, self.budget)
+            return QuantisedSelection(self.base, index)
+        return Selection(self.base, index, self.budget)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """The class numbers of the rows of `selection`."""
+        return np.repeat(self.y, self.views) if self.every_view else self.y
 
     @property
     def columns(self) -> int:
@@ -84,6 +112,7 @@ def read_table(
     val_fraction: float = 0.2,
     split_seed: int = 42,
     split_mode: str = "random",
+    views: str = "clean",
 ) -> Table:
     """Return the table of a split.
 
@@ -99,6 +128,8 @@ def read_table(
         val_fraction: the share of the training rows that validate.
         split_seed: of the choice.
         split_mode: "random" (as torch.utils.data.random_split), "stratified" or "last".
+        views: "clean" for the images as they are, "all" for their augmented views too: X (N, V, D), with
+            V = 1 where the split has none.
 
     Raises:
         CacheError: the cache is not finished, or the split is empty.
@@ -107,6 +138,8 @@ def read_table(
     """
     if split not in SPLITS:
         raise OptionError(f"Unknown split {split!r}.", f"Known: {', '.join(SPLITS)}.")
+    if views not in ("clean", "all"):
+        raise OptionError(f"Unknown views {views!r}.", "Known: clean, all.")
     if cache.sealed() is None:
         raise CacheError(
             f"{cache.name} is not finished.", "Run the same featcache extract again: it goes on."
@@ -120,28 +153,32 @@ def read_table(
     chosen = cache.node(node)
     blocks = [cache.blocks(done[part.name]) for part in cache.shards() if part.name.startswith(f"{stored}-")]
     rows = positions + first
+    count = cache.recipe.views_in(stored)
     return Table(
         base=_base(blocks, chosen, len(cache.columns) == 1),
-        index=positions,
+        index=positions * count,
         rows=rows,
         y=cache.plan.labels[rows],
         classes=cache.classes,
         split=split,
         node=chosen,
         plan=cache.plan,
+        views=count,
+        every_view=views == "all",
     )
 
 
 def _base(blocks: list[dict[str, Block]], node: str, alone: bool) -> NDArray[Any] | QuantisedRows:
-    """Return all rows of the shards of a split."""
+    """Return all rows of the shards of a split, a row for each view."""
     features = [block[name_of(FEATURES, node, alone)] for block in blocks]
     rows = one_array(features)
+    rows = rows.reshape(-1, rows.shape[-1])
     if features[0].dtype != np.int8:
         return rows
     scale, offset = (
         np.stack([block[name_of(what, node, alone)].map() for block in blocks]) for what in (SCALE, OFFSET)
     )
-    return joined(rows.view(np.int8), [block.shape[0] for block in features], scale, offset)
+    return joined(rows.view(np.int8), [block.nbytes // rows.shape[1] for block in features], scale, offset)
 
 
 def has_split(cache: Cache, split: str, val_fraction: float = 0.2) -> bool:

@@ -110,13 +110,16 @@ def train_head(
     test: bool = False,
     calibrate: bool = False,
     memory_budget: int | None = None,
+    view_mode: str | None = None,
+    test_views: bool = False,
     features_dir: PathLike = "features",
     **params: Any,
 ) -> fit.Trained:
     """Train a head on a cache, store the run, and return it: `.record` (metrics, timings) and `.head`.
 
     `params` are the head's own options, e.g. `hidden=(50, 20), lr=1e-3` (`featcache train-head --help`).
-    `memory_budget` is how many bytes of the features may be in memory at once.
+    `memory_budget` is how many bytes of the features may be in memory at once. `view_mode` says what is made
+    of augmented views, "random", "all" or "clean"; with `test_views` test predictions are averaged over them.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
@@ -132,6 +135,8 @@ def train_head(
         test,
         calibrate=calibrate,
         memory_budget=memory_budget,
+        view_mode=view_mode,
+        test_views=test_views,
     )
     return fit.train(opened, training)
 
@@ -157,6 +162,7 @@ def sweep(
     calibrate: bool = False,
     memory: int = sweeping.MEMORY,
     memory_budget: int | None = None,
+    view_mode: str | None = None,
     features_dir: PathLike = "features",
     tell: Callable[[sweeping.News], None] = lambda news: None,
     **params: Any,
@@ -185,19 +191,22 @@ def sweep(
         test,
         calibrate=calibrate,
         memory_budget=memory_budget,
+        view_mode=view_mode,
     )
     sizes = sizes_of(few_shot, fractions)
     asked = sweeping.Sweep(training, grid or {}, seeds, memory, random, optuna, sizes, trials, cv, draw_seed)
     return sweeping.sweep(opened, asked, tell)
 
 
-def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]:
+def evaluate(run: str, *, test_views: bool = False, features_dir: PathLike = "features") -> dict[str, Any]:
     """Evaluate a run on its validation and test splits; return its record with per-class details.
+
+    With `test_views` test predictions are averaged over the views of each test image.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    return evaluation.evaluate(runs.find_run(Path(features_dir), run))
+    return evaluation.evaluate(runs.find_run(Path(features_dir), run), test_views)
 
 
 def predictor(

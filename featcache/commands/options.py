@@ -110,6 +110,17 @@ memory_budget: Decorator = click.option(
 )
 
 
+view_mode: Decorator = click.option(
+    "--view-mode",
+    type=click.Choice(["random", "all", "clean"]),
+    help="Of augmented views: one drawn for each row and epoch (linear and mlp), all as rows, or the clean "
+    "image alone [default: random for linear and mlp, all for others].",
+)
+test_views: Decorator = click.option(
+    "--test-views", is_flag=True, help="Average test predictions over views: --views-of all."
+)
+
+
 class Sizes(click.ParamType[Any]):
     """Layer sizes: `50,20`; an empty text for none."""
 

@@ -76,6 +76,7 @@ class Numbers(click.ParamType[Any]):
 @parameters
 @options.split
 @options.memory_budget
+@options.view_mode
 @click.option("--calibrate", is_flag=True, help="Make a calibrated copy of the chosen head.")
 @click.option("--test", is_flag=True, help="Evaluate the chosen head, and no other, on the test split.")
 @click.option(
@@ -105,6 +106,7 @@ def sweep(
     split_seed: int,
     split_mode: str,
     memory_budget: int | None,
+    view_mode: str | None,
     calibrate: bool,
     test: bool,
     memory: float,
@@ -141,6 +143,7 @@ def sweep(
         test,
         calibrate=calibrate,
         memory_budget=memory_budget,
+        view_mode=view_mode,
     )
     sizes = sizes_of(few_shot or (), fractions or ())
     asked = Sweep(training, values, seeds, int(memory * _GIB), random, optuna, sizes, trials, cv, draw_seed)

@@ -69,8 +69,10 @@ def parameters(function: Any) -> Any:
 @parameters
 @options.split
 @options.memory_budget
+@options.view_mode
 @click.option("--calibrate", is_flag=True, help="Make probabilities honest: temperature scaling on val.")
 @click.option("--test", is_flag=True, help="Evaluate on the test split too: once, for the head you chose.")
+@options.test_views
 @click.option(
     "--keep-checkpoints", type=click.IntRange(0), default=0, help="Keep the last N epochs, to resume from."
 )
@@ -85,8 +87,10 @@ def train_head(
     split_seed: int,
     split_mode: str,
     memory_budget: int | None,
+    view_mode: str | None,
     calibrate: bool,
     test: bool,
+    test_views: bool,
     keep_checkpoints: int,
     resume: str | None,
     features_dir: Path,
@@ -125,6 +129,8 @@ def train_head(
                 keep_checkpoints,
                 calibrate,
                 memory_budget,
+                view_mode=view_mode,
+                test_views=test_views,
             )
             trained = fit.train(open_cache(features_dir, cache), training, watch)
     if as_json:
@@ -185,6 +191,7 @@ def result(record: dict[str, Any]) -> dict[str, Any]:
         "epochs",
         "cv",
         "subset",
+        "views",
         "train_rows",
         "calibration",
         "fit_seconds",
@@ -238,9 +245,10 @@ def _calibration(record: dict[str, Any]) -> str:
 
 @click.command(short_help="Metrics of a run on the validation and test splits, class by class.")
 @click.argument("run")
+@options.test_views
 @options.features_dir
 @options.as_json
-def evaluate(run: str, features_dir: Path, as_json: bool) -> None:
+def evaluate(run: str, test_views: bool, features_dir: Path, as_json: bool) -> None:
     """Load a run's head and evaluate it on the validation and the test split.
 
     RUN is a run's id or the beginning of one (`featcache runs`). Shows accuracy, top-5, macro precision,
@@ -249,7 +257,7 @@ def evaluate(run: str, features_dir: Path, as_json: bool) -> None:
     from featcache.training.evaluate import evaluate as run_evaluation
     from featcache.training.runs import find_run
 
-    found = run_evaluation(find_run(features_dir, run))
+    found = run_evaluation(find_run(features_dir, run), test_views)
     if as_json:
         details = {split: {**(found[split] or {}), **each} for split, each in found["details"].items()}
         show_json({**result(found), **details})

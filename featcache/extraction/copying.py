@@ -157,9 +157,8 @@ def notes_of(cache: Cache) -> list[str]:
     source = source_of(cache)
     if source is None:
         return []
-    notes = [
-        f"{source.name} has {views_shared(cache.recipe, source.recipe, cache.plan.counts())} of the views already: they are copied."
-    ]
+    count = views_shared(cache.recipe, source.recipe, cache.plan.counts())
+    notes = [f"{source.name} has {count} of the views already: they are copied."]
     then, now = source.record["versions"], versions()
     if other := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
         notes.append(

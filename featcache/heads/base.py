@@ -54,6 +54,7 @@ class Task:
     y_val: Codes | None = None
     notes: tuple[str, ...] = ()
     copies: dict[str, Any] = field(default_factory=dict)  # of the tables, by device; made when needed
+    views: int = 1  # so many rows one behind the other are one sample's: an epoch takes one of them
 
 
 class Head(ClassifierMixin, BaseEstimator, ABC):

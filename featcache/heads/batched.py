@@ -33,6 +33,7 @@ from featcache.heads.state import Settings
 from featcache.heads.steps import Batch, Steps, recorder
 from featcache.heads.tables import placed
 from featcache.heads.threads import torch_threads_for
+from featcache.heads.views import drawn
 
 __all__ = ["Data", "EpochOfMany", "bytes_of", "check_data", "fit_together", "shared"]
 
@@ -143,7 +144,8 @@ class _Batch:
         networks = [Network(sizes, first.dropout, generator, self.device) for generator in self.generators]
         self.stack = Stack(networks, [len(group) for group in groups], first.precision)
         place, dtype = placed(task.X, self.device, task.copies), self.stack.products[0].dtype
-        self.rows = [Rows(place, task.y, columns, first.batch_size, dtype) for _ in groups]
+        self.rows = [Rows(place, task.y, columns, first.batch_size, dtype, task.views) for _ in groups]
+        self.seeds = seeds
         self.val: Rows | None = None
         self.known = 0  # validation rows that the loss is taken of
         if task.X_val is not None and task.y_val is not None:
@@ -209,12 +211,17 @@ class _Batch:
         left = self.stack.keep(stay)
         self.rows = [self.rows[group] for group in left]
         self.generators = [self.generators[group] for group in left]
+        self.seeds = [self.seeds[group] for group in left]
         self.optimiser.keep(stay)
         self.stack.parameters, self.stack.gradients = self.optimiser.parameters, self.optimiser.gradients
         self._begin()
 
     def _train(self) -> list[float]:
         orders = [torch.randperm(len(self.rows[0]), generator=generator) for generator in self.generators]
+        views = self.rows[0].views
+        orders = [
+            drawn(order, views, seed, self._epochs) for order, seed in zip(orders, self.seeds, strict=True)
+        ]
         with torch_threads_for(self._operations * len(self.alive), _SMALL_STEP):
             total = self.steps.epoch(orders, (len(self.alive),))
         losses: list[float] = (total / len(self.rows[0])).tolist()

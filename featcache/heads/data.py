@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featcache.heads.base import Task
+from featcache.heads.views import with_views
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,12 @@ def check_data(
     X_val: ArrayLike | None = None,
     y_val: ArrayLike | None = None,
     device: str = "auto",
+    views: int = 1,
 ) -> Data:
     """Check rows X (N, D) and labels y (N,), and validation ones, once for many fits on a device.
+
+    With `views` network heads take so many training rows one behind the other as one sample's, and one of
+    them an epoch.
 
     Raises:
         HeadError: the data cannot be used; it is a ValueError too.
@@ -46,6 +51,6 @@ def check_data(
     from featcache.heads.neural import LinearHead
 
     probe = LinearHead(device=device)
-    task = probe._task(X, y, X_val, y_val)
+    task = with_views(probe._task(X, y, X_val, y_val), views)
     attributes = {name: value for name, value in vars(probe).items() if name.endswith("_in_")}
     return Data(task, probe.classes_, attributes)

@@ -22,6 +22,7 @@ from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, 
 from featcache.heads.steps import Batch, Steps, recorder
 from featcache.heads.tables import placed
 from featcache.heads.threads import torch_threads_for
+from featcache.heads.views import drawn
 
 
 class Training:
@@ -39,7 +40,8 @@ class Training:
             self.network.parameters, settings.lr, settings.weight_decay, settings.optimizer == "adamw"
         )
         place = placed(task.X, device, task.copies)
-        self.rows = Rows(place, task.y, columns, settings.batch_size, self.network.products.dtype)
+        dtype = self.network.products.dtype
+        self.rows = Rows(place, task.y, columns, settings.batch_size, dtype, task.views)
         self.val: Rows | None = None
         self.known = 0  # validation rows that the loss is taken of
         if task.X_val is not None and task.y_val is not None:
@@ -71,14 +73,15 @@ class Training:
 
     def _epoch(self, epoch: int) -> dict[str, Any]:
         start = time.perf_counter()
-        metrics: dict[str, Any] = {"epoch": epoch, "train_loss": self._train()}
+        metrics: dict[str, Any] = {"epoch": epoch, "train_loss": self._train(epoch)}
         metrics |= self._validate()
         metrics["seconds"] = time.perf_counter() - start
         self.course.add(metrics, self.network.parameters)
         return self.course.history[-1]
 
-    def _train(self) -> float:
+    def _train(self, epoch: int) -> float:
         order = torch.randperm(len(self.rows), generator=self.generator)
+        order = drawn(order, self.rows.views, self.settings.seed, epoch)
         operations = 4 * self.settings.batch_size * sum(p.numel() for p in self.network.parameters)
         with torch_threads_for(operations):
             total = self.steps.epoch([order])

@@ -17,6 +17,7 @@ from featcache.heads.base import STANDARDIZE, ArraySpec, ScoredHead, Task
 from featcache.heads.options import Option, choice, number, per_layer, whole
 from featcache.heads.scaling import Matrix, Moments
 from featcache.heads.state import EpochReport, LayerRow, Settings, TrainingState, layer_rows
+from featcache.heads.views import with_views
 from featcache.stopping import MONITORS
 
 if TYPE_CHECKING:
@@ -83,8 +84,12 @@ class NetworkHead(ScoredHead):
         *,
         on_epoch: Callable[[EpochReport], None] | None = None,
         resume: TrainingState | None = None,
+        views: int = 1,
     ) -> Self:
         """Train on rows X (N, D) with labels y (N,); validation rows only choose the epoch.
+
+        With `views` so many rows one behind the other are views of one sample: each epoch takes one of them,
+        drawn by the seed. Columns are standardised by all of them.
 
         `on_epoch` is called after every epoch. `resume` continues from a state that such a call took: the
         weights come out bit for bit as if training had never stopped (on the CPU, with as many threads).
@@ -92,7 +97,8 @@ class NetworkHead(ScoredHead):
         Raises:
             HeadError: an option, the data or the state cannot be used, or the loss is no longer a number.
         """
-        return self._fit(X, y, X_val, y_val, partial(self._learn, on_epoch=on_epoch, resume=resume))
+        learn = partial(self._learn, on_epoch=on_epoch, resume=resume, views=views)
+        return self._fit(X, y, X_val, y_val, learn)
 
     def layers(self, columns: int, classes: int) -> list[LayerRow]:
         """Return the table of layers for `columns` features and `classes` classes; no fit is needed."""
@@ -130,10 +136,11 @@ class NetworkHead(ScoredHead):
         task: Task,
         on_epoch: Callable[[EpochReport], None] | None = None,
         resume: TrainingState | None = None,
+        views: int = 1,
     ) -> None:
         from featcache.heads.epochs import Training  # torch, which predicting does not need
 
-        training = Training(task, len(self.classes_), self._settings())
+        training = Training(with_views(task, views), len(self.classes_), self._settings())
         if resume is not None:
             training.restore(resume)
         training.run(on_epoch)

@@ -17,16 +17,25 @@ _GPU_BLOCK = 1 << 26  # values that a GPU standardises at once: a quarter of a G
 class Rows:
     """A table (N, D) with class codes y (N,), whose rows come out standardised on its device.
 
+    With `views` the table has so many rows for each sample, and orders of an epoch have one of each.
+
     Batches come as `dtype`, float32 or bfloat16, in a buffer that the next batch overwrites; blocks come
     as float32.
     """
 
     def __init__(
-        self, place: Place, y: Codes, columns: Moments | None, batch_size: int, dtype: torch.dtype
+        self,
+        place: Place,
+        y: Codes,
+        columns: Moments | None,
+        batch_size: int,
+        dtype: torch.dtype,
+        views: int = 1,
     ) -> None:
         self.place, self.device = place, place.device
         self.classes = torch.from_numpy(y).to(self.device)
-        self.size = min(batch_size, len(y))
+        self.views = views
+        self.size = min(batch_size, len(self))
         self._raw: Tensor | None = None
         self._dtype = dtype
         self._columns = None
@@ -35,7 +44,7 @@ class Rows:
             self._columns = tuple(torch.from_numpy(v).float().to(self.device) for v in (factor, shift))
 
     def __len__(self) -> int:
-        return len(self.classes)
+        return len(self.classes) // self.views
 
     @property
     def steps(self) -> tuple[int, int]:

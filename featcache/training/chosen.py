@@ -36,7 +36,8 @@ def calibrated_copy(cache: Cache, record: Mapping[str, Any]) -> dict[str, Any]:
     folders = sorted((cache.path / HEADS).glob(f"{record['head']}-*/{runs.RUN}"))
     for there in runs.readable(path.parent for path in folders):
         same = all(there.get(name) == record[name] for name in _SAME)
-        if same and there["calibration"] is not None and there.get("subset") == record.get("subset"):
+        rows = all(there.get(name) == record.get(name) for name in ("subset", "views"))
+        if same and rows and there["calibration"] is not None:
             return there
     folder = runs.folder_of(cache.path, record["run"])
     head = saving.loads(runs.read_file(folder, record, runs.HEAD))

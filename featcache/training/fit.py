@@ -10,9 +10,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from featcache import atomic
 from featcache.errors import CacheError, OptionError, RunError
 from featcache.heads import saving
@@ -24,7 +21,7 @@ from featcache.recipe import FORMAT
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.table import Table, has_split
-from featcache.training import calibrated, checkpoints, runs, subsets
+from featcache.training import calibrated, checkpoints, runs, subsets, views
 from featcache.training.cost import peak_gpu_bytes, peak_rss_bytes
 from featcache.training.ledger import Ledger
 from featcache.training.predictions import Prediction, predict
@@ -49,6 +46,8 @@ class Training:
     calibrate: bool = False
     memory_budget: int | None = None  # bytes of features in memory; None: as there is room
     subset: subsets.Subset | None = None  # None: all training rows
+    view_mode: str | None = None  # of augmented views; None: random for heads trained by epochs, else all
+    test_views: bool = False  # whether test predictions are averaged over the views of test images
 
     def split_options(self) -> dict[str, Any]:
         """Return the options that `cache.table` takes."""
@@ -136,18 +135,23 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
     head = create(training.head, **training.params)
     folder = runs.folder_of(cache.path, run)
     hooks = _hooks(training, folder, watch, state)
+    mode = views.resolved(cache, training.head, training.view_mode)
     if training.test and not has_split(cache, "test"):
         raise OptionError(f"{cache.name} has no test split.", "Train without --test.")
     if training.calibrate and not validates(cache, training):
         raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
+    if training.test and training.test_views:
+        views.check_test(cache)
     table, val = read_tables(cache, training)
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
-    if text := forewarning(head, table):
+    if text := views.forewarning(head, table):
         watch.warns(text)
     begin = time.perf_counter()
     validation: dict[str, Any] = {} if val is None else {"X_val": val.selection, "y_val": val.y}
-    head.fit(table.selection, table.y, **validation, **hooks)
+    if drawn := views.drawn_of(table, mode):
+        hooks["views"] = drawn
+    head.fit(table.selection, table.labels, **validation, **hooks)
     seconds = time.perf_counter() - begin
     facts = facts_of(cache, training, run, head, table, seconds)
     if training.calibrate and val is not None:
@@ -155,20 +159,10 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         facts["notes"] += notes
     found = [] if val is None else [predict(head, val)]
     if training.test:
-        test = cache.table("test", **training.split_options())
+        test = cache.table("test", **training.split_options(), views=views.shown(training.test_views))
         found.append(predict(head, test))
         facts["calibration"] = calibrated.add_test(facts["calibration"], head, test, found[-1])
     return store(cache, folder, facts, head, found)
-
-
-def forewarning(head: Head, table: Table) -> str:
-    """Return what to know before a fit of a head to a table that will take long; "" mostly."""
-
-    def some(positions: NDArray[np.int64]) -> tuple[Any, NDArray[np.int64]]:
-        taken = table.take(positions)
-        return taken.X, taken.y
-
-    return head.forewarning((len(table), table.columns), some)
 
 
 def validates(cache: Cache, training: Training) -> bool:
@@ -182,14 +176,16 @@ def read_tables(cache: Cache, training: Training) -> tuple[Table, Table | None]:
     Raises:
         CacheError: the cache is not finished or has no training rows.
         DamagedError: a shard differs from what was committed.
-        OptionError: there are fewer training rows than folds.
+        OptionError: there are fewer training rows than folds, or there are no views as asked for.
     """
+    mode = views.resolved(cache, training.head, training.view_mode)
 
-    def read(split: str) -> Table:
-        return replace(cache.table(split, **training.split_options()), budget=training.memory_budget)
+    def read(split: str, every_view: bool) -> Table:
+        table = cache.table(split, **training.split_options(), views=views.shown(every_view))
+        return replace(table, budget=training.memory_budget)
 
-    val = read("val") if has_split(cache, "val", training.val_fraction) else None
-    return subsets.select(read("train"), val, training.subset)
+    val = read("val", False) if has_split(cache, "val", training.val_fraction) else None
+    return subsets.select(read("train", mode in ("random", "all")), val, training.subset)
 
 
 def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState | None) -> dict[str, Any]:
@@ -244,6 +240,7 @@ def facts_of(
         "params": plain_params(head),
         "split": {key: value for key, value in training.split_options().items() if key != "node"},
         "subset": subsets.to_record(training.subset),
+        "views": views.to_record(cache, training.head, training.view_mode),
         "train_rows": len(table),
         "epochs": getattr(head, "n_epochs_", None),
         "best_epoch": getattr(head, "best_epoch_", None),

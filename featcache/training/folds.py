@@ -11,7 +11,7 @@ import numpy as np
 from featcache.heads.catalogue import create, options
 from featcache.store.cache import Cache
 from featcache.store.records import HEADS
-from featcache.training import fit, runs
+from featcache.training import fit, runs, views
 from featcache.training.fit import Training
 from featcache.training.predictions import Prediction, predict
 from featcache.training.ranking import Configuration
@@ -85,7 +85,8 @@ def _train(
     cache: Cache, training: Training, head: Any, facts: Mapping[str, Any], folds: Prediction
 ) -> dict[str, Any]:
     table, val = fit.read_tables(cache, training)
-    head.fit(table.X, table.y)
+    drawn = views.drawn_of(table, views.resolved(cache, training.head, training.view_mode))
+    head.fit(table.selection, table.labels, **({"views": drawn} if drawn else {}))
     run = runs.new_id(training.head)
     whole = fit.facts_of(cache, training, run, head, table, head.fit_seconds_)
     found = [folds] + ([predict(head, val)] if val is not None else [])

@@ -28,6 +28,7 @@ class Prediction:
     labels: NDArray[np.int64]
     proba: NDArray[np.float32]
     seconds: float
+    views: int = 1  # that each probability is the mean over
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays as they are stored."""
@@ -41,11 +42,12 @@ class Prediction:
     def summary(self, classes: Sequence[str]) -> dict[str, Any]:
         """Return the metrics of the split and the seconds it took to predict."""
         found = metrics.summary(self.labels, self.proba, classes)
-        return {**found, "predict_seconds": round(self.seconds, 4)}
+        views = {"views": self.views} if self.views > 1 else {}
+        return {**found, "predict_seconds": round(self.seconds, 4), **views}
 
 
 def predict(head: Head, table: Table) -> Prediction:
-    """Return the head's probabilities on a table."""
+    """Return the head's probabilities on a table; of one with every view the mean over a sample's views."""
     begin = time.perf_counter()
     known = head.predict_proba(table.selection)
     return _prediction(head, table, known, time.perf_counter() - begin)
@@ -64,6 +66,7 @@ def predict_all(heads: Sequence[Head], table: Table) -> list[Prediction]:
 
 
 def _prediction(head: Head, table: Table, known: NDArray[Any], seconds: float) -> Prediction:
+    views = table.views if table.every_view else 1
     proba = np.zeros((len(table), len(table.classes)), dtype=np.float32)
-    proba[:, head.classes_.astype(np.int64)] = known
-    return Prediction(table.split, table.rows, table.y, proba, seconds)
+    proba[:, head.classes_.astype(np.int64)] = known.reshape(len(table), views, -1).mean(axis=1)
+    return Prediction(table.split, table.rows, table.y, proba, seconds, views)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -143,6 +143,8 @@ def from_record(record: Mapping[str, Any] | None) -> Subset | None:
 def select(table: Table, val: Table | None, subset: Subset | None) -> tuple[Table, Table | None]:
     """Return the rows to train on and to validate with, out of all training rows and the validation split.
 
+    Rows that validate are clean, those of a fold too.
+
     Nothing is copied before a table's X is asked for.
 
     Raises:
@@ -150,5 +152,5 @@ def select(table: Table, val: Table | None, subset: Subset | None) -> tuple[Tabl
     """
     if isinstance(subset, Fold):
         train, held = subset.positions(table.y)
-        return table.take(train), table.take(held, "val")
+        return table.take(train), replace(table.take(held, "val"), every_view=False)
     return (table if subset is None else table.take(subset.positions(table.y))), val

@@ -11,7 +11,7 @@ from featcache.errors import OptionError
 from featcache.store.cache import Cache
 from featcache.store.records import HEADS
 from featcache.store.table import Table
-from featcache.training import fit, runs, subsets
+from featcache.training import fit, runs, subsets, views
 from featcache.training.fit import Training
 from featcache.training.members import Member, batches, by_subset
 from featcache.training.pace import Pace
@@ -97,6 +97,7 @@ class Trainer:
             "split": split,
             "calibration": None,
             "cv": None,
+            "views": views.to_record(self.cache, self.training.head, self.training.view_mode),
         }
         folders = sorted((self.cache.path / HEADS).glob(f"{self.training.head}-*/{runs.RUN}"))
         for record in runs.readable(path.parent for path in folders):
@@ -118,8 +119,10 @@ class Trainer:
 
         table, val = self._select(subset)
         self._forewarn(members, table)
-        shape = (len(table), table.columns)
-        data = check_data(table.selection, table.y, val.selection, val.y)
+        shape = table.selection.shape
+        mode = views.resolved(self.cache, self.training.head, self.training.view_mode)
+        drawn = views.drawn_of(table, mode) or 1
+        data = check_data(table.selection, table.labels, val.selection, val.y, views=drawn)
         for batch in batches(members, shape, len(data.classes), self.memory):
             self.together = max(self.together, len(batch))
             self._tell(len(batch))
@@ -133,7 +136,7 @@ class Trainer:
 
     def _forewarn(self, members: Iterable[Member], table: Table) -> None:
         if not self._warned:
-            text = next(filter(None, (fit.forewarning(m.head, table) for m in members)), "")
+            text = next(filter(None, (views.forewarning(m.head, table) for m in members)), "")
             self._warned = bool(text)
             if text:
                 self._warn(text)

@@ -20,8 +20,8 @@ _RUN = {
     "head": "its kind",
     "cache": "the cache's name",
     "val": "metrics on the validation split (see below), null without one",
-    "test": "metrics on the test split, null where it was not asked for; with --test-views also views, how many "
-    "each probability is the mean over",
+    "test": "metrics on the test split, null where it was not asked for; with --test-views also views, how "
+    "many each probability is the mean over",
     "best_epoch": "1-based; null for heads that are not trained by epochs",
     "epochs": "epochs trained; null likewise",
     "cv": "of a head that cross-validation chose: metrics of the folds' pooled predictions, folds, seed, "

@@ -227,7 +227,8 @@ def _show(record: dict[str, Any]) -> None:
     if calibration := record.get("calibration"):
         show(f"\n{_calibration(calibration)}")
     epochs = f" · {record['epochs']} epochs, best {record['best_epoch']}" if record["epochs"] else ""
-    show(f"\nrun {record['run']} · fit {duration(record['fit_seconds'])}{epochs}")
+    views = f" · views: {v['mode']}, of {v['count']}" if (v := record.get("views")) else ""
+    show(f"\nrun {record['run']} · fit {duration(record['fit_seconds'])}{epochs}{views}")
     for note in record["notes"]:
         say(f"note: {note}")
     if record["test"] is None:

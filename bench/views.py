@@ -3,8 +3,8 @@
     python bench/views.py --data DIR --weights FILE --features DIR [--caches none,flip:2,crop:5] [--heads …]
 
 Per cache: images a second and bytes. Per head and way of using the views: accuracy on validation and test,
-mean and deviation over seeds, on clean test images and averaged over their views. Options of a head are chosen
-by validation accuracy alone.
+mean and deviation over seeds, on clean test images and averaged over their views. Options of a head are
+chosen by validation accuracy alone.
 """
 
 from __future__ import annotations

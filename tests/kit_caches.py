@@ -7,13 +7,18 @@ from pathlib import Path
 import numpy as np
 
 from featcache.images.sample import SPLITS
-from featcache.recipe import Node, Preprocess, Recipe, Weights, format_of, sha256_of
+from featcache.recipe import Node, Preprocess, Recipe, Views, Weights, format_of, sha256_of
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan
 from featcache.store.records import cache_key
 
 
-def recipe(nodes: dict[str, str] | None = None, store_dtype: str = "float16", sha: str = "0" * 64) -> Recipe:
+def recipe(
+    nodes: dict[str, str] | None = None,
+    store_dtype: str = "float16",
+    sha: str = "0" * 64,
+    views: Views | None = None,
+) -> Recipe:
     chosen = nodes or {"flatten": "flatten"}
     return Recipe(
         backbone="resnet18",
@@ -21,7 +26,8 @@ def recipe(nodes: dict[str, str] | None = None, store_dtype: str = "float16", sh
         nodes=tuple(Node(name, pool) for name, pool in chosen.items()),
         preprocess=Preprocess("auto", 256, 224),
         store_dtype=store_dtype,
-        format=format_of(store_dtype),
+        format=format_of(store_dtype, views),
+        views=views,
     )
 
 
@@ -46,9 +52,10 @@ def empty_cache(
     rows_per_shard: int = 8,
     store_dtype: str = "float16",
     name: str = "toys",
+    views: Views | None = None,
 ) -> Cache:
     columns = columns or {"flatten": 16}
-    made = recipe(dict.fromkeys(columns, "flatten"), store_dtype)
+    made = recipe(dict.fromkeys(columns, "flatten"), store_dtype, views=views)
     rows = plan(counts)
     fingerprint = sha256_of([name, list(rows.ids), rows.labels.tolist(), rows.hashes.tolist()])
     key = cache_key(made.fingerprint, fingerprint)

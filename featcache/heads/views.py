@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from featcache.heads.base import Task
 
-_EPOCHS = 1 << 32  # more than there will be
-
 
 def with_views(task: Task, views: int) -> Task:
     """Return a task whose training rows come in groups of `views`, which are one sample's.
@@ -42,6 +40,6 @@ def drawn(order: Tensor, views: int, seed: int, epoch: int) -> Tensor:
         return order
     import torch
 
-    generator = torch.Generator().manual_seed((seed * _EPOCHS + epoch) % (1 << 63))
-    view = torch.randint(views, (len(order),), generator=generator)
-    return order * views + view[order]
+    # torch's generator would look at 32 bits of a seed alone.
+    view = np.random.default_rng([seed, epoch]).integers(views, size=len(order))
+    return order * views + torch.from_numpy(view)[order]

@@ -48,7 +48,7 @@ def draws_views(head: str) -> bool:
 
 
 def drawn_of(table: Table, mode: str | None) -> int | None:
-    """Return of how many rows one behind the other a head draws one, for a mode of `resolved`; None: of none."""
+    """Return of how many rows one behind the other a head draws one, None where it does not draw."""
     return table.views if mode == "random" else None
 
 

@@ -196,7 +196,7 @@ def check_format(got: object, where: str) -> None:
         FormatError: naming the number found and those known.
     """
     if type(got) is not int or got not in FORMATS:
-        known = " and ".join(map(str, FORMATS))
+        known = f"{', '.join(map(str, FORMATS[:-1]))} and {FORMATS[-1]}"
         raise FormatError(
             f"Unknown format {got!r} in {where}: this featcache reads formats {known}.",
             "A newer featcache may read it: pip install --upgrade featcache.",

@@ -29,7 +29,7 @@ V, WIDTH = 3, 6
 
 
 def viewed(samples: int = 40, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """A finished cache with views: class centres plus noise, view 0 as noisy as the others."""
+    """Rows (samples * V, WIDTH) of three classes, views of a sample in a row, and their labels."""
     rng = np.random.default_rng(seed)
     y = np.arange(samples) % 3
     centres = 2 * rng.normal(size=(3, WIDTH))
@@ -221,3 +221,13 @@ def test_a_checkpointed_run_goes_on_with_its_views(tmp_path: Path) -> None:
     whole = fit.train(cache, Training("linear", {"epochs": 5, "patience": None}, view_mode="all"))
     assert longer.record["views"]["mode"] == "all"
     assert np.array_equal(longer.head.coefs_[0], whole.head.coefs_[0])  # type: ignore[attr-defined]
+
+
+def test_a_memory_budget_changes_no_number(tmp_path: Path) -> None:
+    cache = cache_of(tmp_path)
+    for mode in ("random", "all", "clean"):
+        heads = [
+            fit.train(cache, Training("linear", {"epochs": 2}, view_mode=mode, memory_budget=budget)).head
+            for budget in (None, 8192)
+        ]
+        assert np.array_equal(heads[0].coefs_[0], heads[1].coefs_[0])  # type: ignore[attr-defined]

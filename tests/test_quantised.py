@@ -190,7 +190,7 @@ def test_formats(tmp_path: Path) -> None:
     assert (floats.format, eight.format) == (1, 2)
     with pytest.raises(FormatError, match="format 1 cannot store 'int8'"):
         Recipe.from_dict({**eight.to_dict(), "format": 1})
-    with pytest.raises(FormatError, match="reads formats 1 and 2"):
+    with pytest.raises(FormatError, match="format 3 cannot store 'int8'"):
         Recipe.from_dict({**eight.to_dict(), "format": 3})
     cache = kit_caches.empty_cache(tmp_path, {"train": 4}, store_dtype="int8")
     assert records.read(cache.path / "recipe.json")["format"] == 2

@@ -274,8 +274,8 @@ def test_unknown_formats_are_refused(tmp_path: Path) -> None:
     cache = fill(empty_cache(tmp_path, COUNTS))
     path = cache.path / records.RECIPE
     record = {name: value for name, value in json.loads(path.read_text()).items() if name != "sha256"}
-    path.write_bytes(records.to_bytes({**record, "format": 3}))
-    with pytest.raises(FormatError, match="Unknown format 3"):
+    path.write_bytes(records.to_bytes({**record, "format": 4}))
+    with pytest.raises(FormatError, match="Unknown format 4"):
         Cache(cache.path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+import featcache
 from featcache.backbones.lane import Lane
+from featcache.commands.root import run
 from featcache.errors import DamagedError, DatasetError, FormatError, OptionError
 from featcache.extraction import views as drawing
 from featcache.extraction.drift import drift
@@ -17,6 +20,7 @@ from featcache.extraction.dry_run import dry_run
 from featcache.extraction.extract import extract
 from featcache.extraction.repair import repair
 from featcache.extraction.request import Request, Settings
+from featcache.images.decode import decode
 from featcache.images.policies import text_of
 from featcache.store import records
 from featcache.store.cache import Cache
@@ -286,3 +290,38 @@ def test_requests_without_views_say_nothing_of_them() -> None:
     asked = Request(views=2)
     assert Request.from_dict(asked.to_dict()) == asked
     assert asked.notes() == [] and "same view each time" in Request(views=3, augment="flip").notes()[0]
+
+
+def test_heads_on_views_predict_clean_images(request_: Request, settings: Settings, photos: Path) -> None:
+    cache = Cache(extract(request_, settings).path)
+    trained = featcache.train_head(cache, "logreg", features_dir=settings.features_dir)
+    table = cache.table("test")
+    images = [decode((photos / name).read_bytes()) for name in table.ids]
+    proba = featcache.predictor(trained.record["run"], device="cpu", features_dir=settings.features_dir)(
+        images
+    )
+    assert np.allclose(proba, trained.head.predict_proba(table.X), atol=1e-3)
+
+
+def test_commands(request_: Request, settings: Settings, capfd: pytest.CaptureFixture[str]) -> None:
+    def cli(*arguments: str, code: int = 0) -> dict[str, Any]:
+        capfd.readouterr()
+        assert run([*arguments, "--features-dir", str(settings.features_dir), "--json"]) == code
+        found: dict[str, Any] = json.loads(capfd.readouterr().out)
+        return found
+
+    asked = ["--dataset", request_.dataset, "--backbone", "squeezenet1_1", "--weights", "random:0"]
+    asked += ["--image-size", "64", "--views", "2", "--augment", "flip", "--views-of", "all"]
+    found = cli("extract", *asked, "--device", "cpu")
+    assert found["rows"] == {"train": 24, "test": 12} and found["columns"] == 512
+    (listed,) = cli("ls")["caches"]
+    assert listed["columns"] == "512 × 2 views" and listed["state"] == "finished"
+    assert cli("info")["recipe"]["views"]["policy"] == [{"name": "flip", "p": 1.0}]
+    assert cli("verify")["damaged"] == {}
+    trained = cli("train-head", "--head", "linear", "--epochs", "2", "--test")
+    assert trained["views"] == {"mode": "random", "count": 2} and "views" not in trained["test"]
+    assert cli("evaluate", trained["run"], "--test-views")["test"]["views"] == 2
+    swept = cli("sweep", "--head", "ridge", "--grid", "alpha=1", "--view-mode", "clean")
+    assert swept["best"]["views"] == {"mode": "clean", "count": 2}
+    refused = cli("train-head", "--head", "ridge", "--view-mode", "random", code=1)
+    assert "not trained by epochs" in refused["error"]

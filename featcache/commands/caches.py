@@ -48,6 +48,8 @@ def _line(path: Path) -> dict[str, Any]:
         record = records.read_recipe(path)
         row["rows"] = sum(record["dataset"]["rows"].values())
         row["columns"] = " + ".join(str(width) for width in record["columns"].values())
+        if views := record["recipe"].get("views"):
+            row["columns"] += f" × {views['count']} views"
         seal = records.check_sealed(path, record["key"])
         if seal is None:
             done = sum(commit.rows for commit in records.read_commits(path, record["key"]))

@@ -22,6 +22,7 @@ from featcache.extraction.repair import repair
 from featcache.extraction.request import Request, Settings
 from featcache.images.decode import decode
 from featcache.images.policies import text_of
+from featcache.recipe import sha256_of
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.plan import ShardPlan
@@ -245,6 +246,22 @@ def test_a_file_that_changes_is_another_cache(request_: Request, settings: Setti
     shard = sorted((found.path / records.SHARDS).glob("train-00000-*"))[0]
     shard.unlink()
     assert repair(found.path, settings) == ["train-00000"], "the policy stands in the cache, not in its file"
+
+
+@pytest.mark.parametrize("views", [None, 5, [], {}, {"count": "5"}, {"count": 0}, {"count": 5, "seed": 0}])
+def test_views_of_strangers_are_checked(
+    request_: Request, settings: Settings, views: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A recipe that is well signed but says nonsense of views is refused by name, and `ls` goes on."""
+    path = extract(replace(request_, views=2), settings).path
+    record = records.read(path / records.RECIPE)
+    record["recipe"]["views"] = views
+    record["key"] = records.cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"])
+    (path / records.RECIPE).write_bytes(records.to_bytes(record))
+    with pytest.raises((DamagedError, FormatError), match=r"views|The recipe is not one of a known format"):
+        Cache(path).recipe  # noqa: B018
+    assert run(["ls", "--features-dir", str(settings.features_dir)]) == 0
+    assert path.name in capfd.readouterr().out
 
 
 def test_an_older_reader_stops_at_the_format(

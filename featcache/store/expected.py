@@ -52,6 +52,7 @@ RECIPE: dict[str, Any] = {
         "backbone": _text,
         "nodes": _list_of(_any_mapping),
         "store_dtype": _DTYPE,
+        "views": lambda value: value is _MISSING or (type(value) is dict and _positive(value.get("count"))),
     },
     "dataset": {
         "name": _text,

@@ -16,6 +16,7 @@ from featcache.heads import saving
 from featcache.heads.base import Head
 from featcache.heads.catalogue import create, options
 from featcache.metrics import expected_calibration_error, log_loss
+from featcache.training.views import draws_views
 
 CONTEXT = {"fingerprint": "f" * 64, "node": "avgpool", "columns": 12, "classes": ["ant", "bee", "cat"]}
 
@@ -265,6 +266,19 @@ def no_class_of_training_in_validation(case: Case) -> None:
     assert {row["val_loss"] for row in getattr(head, "history_", [])} <= {None}
 
 
+def views_that_are_all_equal_change_nothing(case: Case) -> None:
+    """A head trained by epochs takes rows in groups, one of each an epoch; no other head knows of groups."""
+    X, y = blobs()
+    rows, labels = np.repeat(X, 4, axis=0), np.repeat(y, 4)
+    if "epochs" not in case.options:
+        assert not draws_views(case.kind)
+        return
+    one, many = case.head().fit(X, y, X, y), case.head().fit(rows, labels, X, y, views=4)  # type: ignore[call-arg]
+    assert one.n_epochs_ == many.n_epochs_  # type: ignore[attr-defined]
+    for ours, theirs in zip(weights(one), weights(many), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
 def bad_values_refused(case: Case) -> None:
     X, y = blobs()
     for bad in (np.nan, np.inf):
@@ -381,6 +395,7 @@ CHECKS: list[Callable[[Case], None]] = [
     class_absent_from_validation,
     class_absent_from_training,
     no_class_of_training_in_validation,
+    views_that_are_all_equal_change_nothing,
     bad_values_refused,
     failed_fit_is_no_fit,
     constant_columns,

@@ -71,7 +71,7 @@ def extract(
         max_pixels: larger images are not decoded.
         views: of each image; view 0 is the image itself, the others are augmented.
         augment: how views are made: "flip", "crop", "jitter", "autoaugment", "randaugment", "trivialaugment",
-            or a .toml or .json file of steps; "crop" where None.
+            or a .toml or .json file of steps; needed for views.
         view_seed: of what views draw.
         views_of: "train", or "all" for views of validation and test images too.
         device: "auto", "cpu", "cuda" or "cuda:N".

@@ -291,6 +291,7 @@ def test_a_shard_without_its_views_is_damaged(request_: Request, settings: Setti
         ({"augment": "crop"}, "nothing to augment"),
         ({"view_seed": 1}, "nothing to augment"),
         ({"views": 0}, "views must be from 1 to 1000"),
+        ({"views": 2}, "2 views need to know how they are made"),
         ({"views": 2, "view_seed": -1}, "view_seed must be at least 0"),
         ({"views": 2, "views_of": "test"}, "Unknown views_of 'test'"),
         ({"views": 2, "augment": "crap"}, "Unknown augmentation 'crap'"),
@@ -304,7 +305,7 @@ def test_options_that_cannot_be_used(options: dict[str, Any], why: str) -> None:
 
 def test_requests_without_views_say_nothing_of_them() -> None:
     assert not {"views", "augment", "view_seed", "views_of"} & set(Request().to_dict())
-    asked = Request(views=2)
+    asked = Request(views=2, augment="crop")
     assert Request.from_dict(asked.to_dict()) == asked
     assert asked.notes() == [] and "same view each time" in Request(views=3, augment="flip").notes()[0]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,16 +14,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError, FormatError, OptionError
 from featcache.extraction import reader as reading
 from featcache.extraction.reader import Reader, Reading
 from featcache.extraction.views import by_view, pixels_of
-from featcache.images.augment import Augmenter, seed_of
+from featcache.images.augment import Augmenter, Draws, region, seed_of
 from featcache.images.catalogue import open_source
 from featcache.images.dataset import Dataset
 from featcache.images.policies import NAMED, STEPS, checked, draws, policy_of, text_of
+from featcache.images.transforms import OwnRandom
 from featcache.recipe import Preprocess, Recipe, Views
 from featcache.store.plan import ShardPlan
 from tests.kit_caches import recipe
@@ -149,6 +153,57 @@ def test_a_region_is_squashed_and_other_views_are_fitted_like_the_image(dataset:
     whole = ({"name": "crop", "scale": [1.0, 1.0], "ratio": [52 / 37, 52 / 37]},)
     region = Augmenter(checked(whole), 0)(IMAGE, b"a", 1)
     assert np.array_equal(region, IMAGE), "a region as large as the image is the image"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    scale=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)).map(sorted),
+    ratio=st.tuples(st.floats(0.1, 10), st.floats(0.1, 10)).map(sorted),
+    seed=st.integers(0, 2**64),
+)
+def test_regions_lie_in_the_image(
+    size: tuple[int, int], scale: list[float], ratio: list[float], seed: int
+) -> None:
+    rows, columns = region(*size, {"scale": scale, "ratio": ratio}, Draws(seed))
+    assert 0 <= rows.start < rows.stop <= size[0] and 0 <= columns.start < columns.stop <= size[1]
+
+
+def test_regions_are_drawn_as_by_torchvision() -> None:
+    """Their sizes and places have the same distribution: means and deviations of many agree."""
+    options = {"scale": [0.3, 0.9], "ratio": [0.6, 1.5]}
+    transform = v2.RandomResizedCrop(1, (0.3, 0.9), (0.6, 1.5))
+    theirs, image = [], torch.zeros(3, 90, 120)
+    with OwnRandom(torch.Generator().manual_seed(0)):
+        for _ in range(4000):
+            one = transform.make_params([image])
+            theirs.append([one["top"], one["left"], one["height"], one["width"]])
+    ours = []
+    for seed in range(4000):
+        rows, columns = region(90, 120, options, Draws(seed))
+        ours.append([rows.start, columns.start, rows.stop - rows.start, columns.stop - columns.start])
+    a, b = np.array(theirs, float), np.array(ours, float)
+    error = np.sqrt(a.var(axis=0) / 4000)
+    assert (np.abs(a.mean(axis=0) - b.mean(axis=0)) < 6 * error).all()
+    assert np.allclose(a.std(axis=0), b.std(axis=0), rtol=0.06)
+    assert np.allclose(np.corrcoef(a.T), np.corrcoef(b.T), atol=0.08)
+
+
+def test_draws_are_what_they_always_were() -> None:
+    # If these change, views that are added to a cache no longer fit those that are there.
+    assert seed_of(0, b"train/cat/1.jpg", 1) == 179351172448694449469230649521527988240
+    draws = Draws(7)
+    assert [draws.whole(), draws.below(1000)] == [11530976094092348043, 897]
+    assert draws.between(2, 3) == 2.7756856902451936
+
+
+def test_flips_and_regions_need_no_torch() -> None:
+    code = (
+        "import sys; from featcache.extraction import decoding, views; from featcache.recipe import Views; "
+        "from featcache.images.policies import policy_of; views.augmenter(Views(2, policy_of('crop'), 0)); "
+        "sys.exit('torch' in sys.modules or 'h5py' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_what_cannot_be_augmented_is_a_bad_image() -> None:

@@ -19,7 +19,7 @@ from featcache.extraction.request import (
     Request,
     Settings,
 )
-from featcache.images.policies import DEFAULT, NAMED, text_of
+from featcache.images.policies import NAMED, text_of
 from featcache.recipe import VIEWS_OF
 
 DECIDING = [
@@ -86,8 +86,7 @@ DECIDING = [
     click.option(
         "--augment",
         metavar="POLICY|FILE",
-        help=f"How views are made: {', '.join(NAMED)}, or a .toml or .json file of steps "
-        f"[default: {DEFAULT}].",
+        help=f"How views are made: {', '.join(NAMED)}, or a .toml or .json file of steps.",
     ),
     click.option(
         "--view-seed", type=click.IntRange(0), default=0, show_default=True, help="Of what views draw."

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import OptionError
-from featcache.images.policies import DEFAULT, draws, policy_of
+from featcache.images.policies import NAMED, draws, policy_of
 from featcache.recipe import MOST_VIEWS, VIEWS_OF, Views
 from featcache.version import VERSION
 
@@ -85,14 +85,19 @@ class Request:
             raise OptionError(
                 "Without views there is nothing to augment: view 0 is the image itself.", "Give --views 5."
             )
+        if self.views > 1 and self.augment is None:
+            raise OptionError(
+                f"{self.views} views need to know how they are made.",
+                f"Give --augment: {', '.join(NAMED)}, or a .toml or .json file.",
+            )
         if self.augment is not None:
             policy_of(self.augment)
 
     def asked_views(self) -> Views | None:
         """Return the views asked for, with every parameter of their policy; None for none."""
-        if self.views == 1:
+        if self.augment is None:
             return None
-        return Views(self.views, policy_of(self.augment or DEFAULT), self.view_seed, self.views_of)
+        return Views(self.views, policy_of(self.augment), self.view_seed, self.views_of)
 
     def notes(self) -> list[str]:
         """Return what is worth knowing about the options."""

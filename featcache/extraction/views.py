@@ -2,7 +2,7 @@
 
 A view is drawn on the decoded uint8 image, before the backbone's resize. Where the policy takes a region,
 what is left is squashed to the input size, since its proportions were drawn; else it is fitted like the image
-itself. Light: torch is imported when a view is drawn, h5py never.
+itself. Light: torch is imported where a policy has a step that torchvision takes, h5py never.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def augmenter(views: Views) -> Augmenter:
 
 @lru_cache(maxsize=4)
 def _augmenter(policy: str, seed: int) -> Augmenter:
-    from featcache.images.augment import Augmenter  # torch, which decoding plain images does not need
+    from featcache.images.augment import Augmenter  # which plain images do not need
 
     return Augmenter(checked(json.loads(policy)), seed)
 

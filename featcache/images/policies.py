@@ -89,8 +89,6 @@ NAMED: dict[str, list[dict[str, Any]]] = {
 }
 """Policies by name. A mirror image is one other view: "flip" always takes it."""
 
-DEFAULT = "crop"
-
 
 def policy_of(text: str) -> Policy:
     """Return the policy of a name, or of the JSON text that `text_of` gives.

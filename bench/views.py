@@ -24,9 +24,9 @@ from featcache.images.policies import text_of
 from featcache.store.cache import Cache
 
 GRIDS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
-    "linear": ("linear", {"lr": [1e-4, 1e-3]}, {}),
-    "mlp": ("mlp", {"lr": [3e-4, 1e-3]}, {}),
-    "mlp-512": ("mlp", {"lr": [1e-4, 3e-4]}, {"hidden": (512,), "dropout": 0.3}),
+    "linear": ("linear", {"lr": [1e-4, 3e-4]}, {"batch_size": 256}),
+    "mlp": ("mlp", {"lr": [3e-4, 1e-3]}, {"batch_size": 256}),
+    "mlp-512": ("mlp", {"lr": [1e-4, 3e-4]}, {"hidden": (512,), "dropout": 0.3, "batch_size": 256}),
     "logreg": ("logreg", {"C": [0.001, 0.003, 0.01, 0.03]}, {}),
 }
 NETWORKS = ("linear", "mlp", "mlp-512")
@@ -45,6 +45,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--caches", default="none,flip:2,crop:5")
     parser.add_argument("--heads", default="linear,mlp,mlp-512,logreg", help="empty: extraction alone")
+    parser.add_argument("--mode", default="random", help="of network heads; others take all views")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     return parser.parse_args()
@@ -121,7 +122,7 @@ def main() -> None:
             flush=True,
         )
         for head in filter(None, options.heads.split(",")):
-            modes = ["clean"] if name == "none" else ["all"] if head not in NETWORKS else ["random", "all"]
+            modes = ["clean"] if name == "none" else [options.mode] if head in NETWORKS else ["all"]
             for mode in modes:
                 one = trained(cache, head, mode, options.seeds, options.device)
                 found.append({"cache": name, **one})

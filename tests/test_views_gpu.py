@@ -1,4 +1,4 @@
-"""Augmented views on a GPU: the rows of the CPU, added without computing the old ones, drawn as on the CPU."""
+"""Augmented views on a GPU: the rows of the CPU, added without computing the old ones, drawn alike."""
 
 from __future__ import annotations
 

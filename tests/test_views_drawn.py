@@ -19,8 +19,9 @@ from torchvision.transforms import v2
 from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError, FormatError, OptionError
 from featcache.extraction import reader as reading
+from featcache.extraction.pixels import by_view
 from featcache.extraction.reader import Reader, Reading
-from featcache.extraction.views import by_view, pixels_of
+from featcache.extraction.views import pixels_of
 from featcache.images.augment import Augmenter, Draws, region, seed_of
 from featcache.images.catalogue import open_source
 from featcache.images.dataset import Dataset

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 
 from featcache.backbones.fitting import fit_what_can
 from featcache.errors import BadImageError, CacheError, DatasetError
-from featcache.extraction.pixels import Memory, Room
-from featcache.extraction.views import CLEAN, Drawn, Fitting, by_view
+from featcache.extraction.pixels import Memory, Room, by_view
+from featcache.extraction.views import CLEAN, Drawn, Fitting
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
 from featcache.images.stored import read_file
@@ -130,13 +130,11 @@ class Threads:
     def __init__(self, dataset: Dataset, fitting: Fitting) -> None:
         self._dataset, self._fitting = dataset, fitting
 
-    def decode(
-        self, first: int, stop: int, room: Room, place: int, fitted: bool, views: Sequence[int] = (0,)
-    ) -> Decoded:
+    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
         """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
         hashes = [self._dataset.content_hashes[row].tobytes() for row in range(first, stop)]
-        out = by_view(room.pixels, len(views))[:, place : place + stop - first]
-        drawn = Drawn(views, self._dataset.ids[first:stop])
+        out = room.by_view[:, place : place + stop - first]
+        drawn = Drawn(room.views, self._dataset.ids[first:stop])
         return decode_into(out, lambda i: self._dataset.raw(first + i), hashes, self._fitting, fitted, drawn)
 
     def close(self) -> None:
@@ -166,9 +164,7 @@ class Processes:
             _pipe(process.stdin).write(begin)
             self._idle.put(process)
 
-    def decode(
-        self, first: int, stop: int, room: Room, place: int, fitted: bool, views: Sequence[int] = (0,)
-    ) -> Decoded:
+    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
         """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
         task = {
             "files": [self._dataset.file(row) for row in range(first, stop)],
@@ -177,8 +173,8 @@ class Processes:
             "shape": room.pixels.shape,
             "place": place,
             "fitted": fitted,
-            "views": list(views),
-            "names": self._dataset.ids[first:stop] if any(views) else [""] * (stop - first),
+            "views": room.views,
+            "names": self._dataset.ids[first:stop] if any(room.views) else [],
         }
         process = self._idle.get()
         try:

@@ -89,7 +89,7 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
             for view, pixels in batch.each_view():
                 rows = {node: room[: len(pixels)] for node, room in rooms[0].items()}
                 rooms.rotate()
-                under_way.append((batch, view == batch.views[-1], lane.submit(pixels, rows)))
+                under_way.append((batch, view == batch.room.views[-1], lane.submit(pixels, rows)))
                 if len(under_way) > lane.depth:
                     land()
         while under_way:

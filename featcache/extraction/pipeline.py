@@ -164,7 +164,7 @@ class _Work:
         if not finite:
             self._check(batch, view, rows)
         self.count.images += batch.stop - batch.first
-        if view + 1 < batch.views.stop:
+        if view != batch.room.views[-1]:
             return
         reader.give(batch)
         writer.add(batch, batch.bad)

@@ -47,10 +47,16 @@ class Memory:
 
 @dataclass(frozen=True)
 class Room:
-    """Room for one batch: `pixels` (n, H, W, 3), which begin at byte `at` of the memory."""
+    """Room for one batch: `pixels` (V * n, H, W, 3) of some views, which begin at byte `at` of the memory."""
 
     pixels: NDArray[np.uint8]
     at: int
+    views: tuple[int, ...] = (0,)
+
+    @property
+    def by_view(self) -> NDArray[np.uint8]:
+        """The same pixels as (V, n, H, W, 3): one view lies behind the other."""
+        return by_view(self.pixels, len(self.views))
 
 
 class Ring:
@@ -91,6 +97,11 @@ class Ring:
         if self._unpin is not None:
             self._unpin()
             self._unpin = None
+
+
+def by_view(pixels: NDArray[np.uint8], views: int) -> NDArray[np.uint8]:
+    """Return the pixels of a batch (V * n, H, W, 3), one view behind the other, as (V, n, H, W, 3)."""
+    return pixels.reshape(views, -1, *pixels.shape[1:])
 
 
 def ring_bytes(shape: Shape, images: int, count: int) -> int:

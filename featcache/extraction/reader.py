@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError
 from featcache.extraction.decoding import Decoded, Processes, Threads, raise_if_changed
 from featcache.extraction.pixels import Memory, Pin, Ring, Room, Shape, can_share, ring_bytes
-from featcache.extraction.views import GROUP, Fitting, by_view, groups, keeps_sizes, one_thread
+from featcache.extraction.views import GROUP, Fitting, groups, keeps_sizes, one_thread
 from featcache.images.dataset import Dataset
 from featcache.recipe import Preprocess, Views
 from featcache.store.plan import ShardPlan
@@ -40,7 +40,6 @@ class Batch:
     ring: Ring
     tasks: list[tuple[int, Future[Decoded]]] = field(default_factory=list)  # (first row, …)
     bad: list[Bad] = field(default_factory=list)
-    views: range = range(1)
     last: bool = True
 
     @property
@@ -50,7 +49,7 @@ class Batch:
 
     def each_view(self) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Yield the numbers of the views, and the pixels (B, …) of each."""
-        return zip(self.views, by_view(self.pixels, len(self.views)), strict=True)
+        return zip(self.room.views, self.room.by_view, strict=True)
 
 
 @dataclass(frozen=True)
@@ -165,14 +164,12 @@ class Reader:
     def _start(self, part: ShardPlan, rows: range, views: range) -> Batch:
         """Begin to decode the images of some rows."""
         ring = self._rings[self._own is None]
-        room, last = ring.take(len(rows) * len(views)), views.stop == self._new(part).stop
-        batch = Batch(part, rows.start, rows.stop, room, ring, views=views, last=last)
+        room = replace(ring.take(len(rows) * len(views)), views=tuple(views))
+        batch = Batch(part, rows.start, rows.stop, room, ring, last=views.stop == self._new(part).stop)
         step, fitted = self._decoder.images, ring is self._rings[True]
         for begin in range(rows.start, rows.stop, step):
             some = begin, min(begin + step, rows.stop)
-            task = self.pool.submit(
-                self._decoder.decode, *some, room, begin - rows.start, fitted, tuple(views)
-            )
+            task = self.pool.submit(self._decoder.decode, *some, room, begin - rows.start, fitted)
             batch.tasks.append((begin, task))
         return batch
 
@@ -191,8 +188,9 @@ class Reader:
         self._own = None
         for _, task in batch.tasks:
             task.result()  # nobody writes to its room any more
+        views = range(batch.room.views[0], batch.room.views[-1] + 1)
         self.give(batch)
-        return self._ready(self._start(batch.part, range(batch.first, batch.stop), batch.views))
+        return self._ready(self._start(batch.part, range(batch.first, batch.stop), views))
 
     def _common_size(self) -> Shape | None:
         """Return the size of the first image, if images of that size are smaller than fitted ones."""

@@ -107,11 +107,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def by_view(pixels: Pixels, views: int) -> Pixels:
-    """Return the pixels of a batch (V * n, H, W, 3), one view behind the other, as (V, n, H, W, 3)."""
-    return pixels.reshape(views, -1, *pixels.shape[1:])
-
-
 def groups(views: range) -> Iterator[range]:
     """Yield the views that are decoded for at once."""
     for first in range(views.start, views.stop, GROUP):

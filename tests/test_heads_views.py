@@ -205,6 +205,8 @@ def test_modes_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="has no augmented views of test images") as error:
         fit.train(cache, Training("ridge", test=True, test_views=True))
     assert "--views-of all" in error.value.hint
+    with pytest.raises(OptionError, match="averaged over in a test"):
+        fit.train(cache, Training("ridge", test_views=True))
     for mode in ("random", "all"):
         with pytest.raises(OptionError, match="has no augmented views"):
             fit.train(plain, Training("linear", view_mode=mode))

@@ -140,8 +140,8 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         raise OptionError(f"{cache.name} has no test split.", "Train without --test.")
     if training.calibrate and not validates(cache, training):
         raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
-    if training.test and training.test_views:
-        views.check_test(cache)
+    if training.test_views:
+        views.check_test(cache, training.test)
     table, val = read_tables(cache, training)
     if isinstance(head, NetworkHead):
         watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))

@@ -67,12 +67,14 @@ def forewarning(head: Head, table: Table) -> str:
     return head.forewarning(rows.shape, some)
 
 
-def check_test(cache: Cache) -> None:
-    """Refuse to average over views of test images that are not there.
+def check_test(cache: Cache, tests: bool = True) -> None:
+    """Refuse to average over views of test images that are not there, or where nothing `tests`.
 
     Raises:
-        OptionError: saying how to get them.
+        OptionError: saying what to do.
     """
+    if not tests:
+        raise OptionError("Views of test images are averaged over in a test.", "Give --test too.")
     if cache.recipe.views_in("test") == 1:
         raise OptionError(
             f"{cache.name} has no augmented views of test images.",

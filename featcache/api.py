@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.extraction import extract as extraction
-from featcache.extraction.request import Request, Settings
-from featcache.images.policies import text_of
+from featcache.extraction.request import Request, Settings, augmentation
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
@@ -90,7 +89,7 @@ def extract(
     nodes = (layers,) if isinstance(layers, str) else tuple(layers)
     request = Request(
         dataset, backbone, os.fspath(weights), nodes, pool, preprocess, image_size, normalize, precision,
-        store_dtype, limit, max_pixels, views, None if augment is None else text_of(os.fspath(augment)),
+        store_dtype, limit, max_pixels, views, augmentation(augment),
         view_seed, views_of,
     )  # fmt: skip
     settings = Settings(

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "extraction": {"images", "store", "backbones"},
     "training": {"store", "heads"},
     "inference": {"images", "store", "backbones", "heads"},
-    "api": {"extraction", "training", "inference", "store", "images"},
+    "api": {"extraction", "training", "inference", "store"},
     "commands": {"api", "inference", "extraction", "training", "store", "images", "backbones", "heads"},
 }
 # What whole packages never load, wherever the import stands.

@@ -18,8 +18,9 @@ from featcache.extraction.request import (
     STORE_DTYPES,
     Request,
     Settings,
+    augmentation,
 )
-from featcache.images.policies import NAMED, text_of
+from featcache.images.policies import NAMED
 from featcache.recipe import VIEWS_OF
 
 DECIDING = [
@@ -168,9 +169,7 @@ def extract(
     """
     from featcache.extraction.extract import extract as run
 
-    if deciding["augment"] is not None:
-        deciding["augment"] = text_of(deciding["augment"])
-    request = Request(**deciding)
+    request = Request(**{**deciding, "augment": augmentation(deciding["augment"])})
     settings = Settings(features_dir, data_dir, device, batch_size, workers, on_bad_image, runtime=runtime)
     if dry_run:
         _show_plan(request, settings, as_json)

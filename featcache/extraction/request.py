@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import OptionError
-from featcache.images.policies import NAMED, draws, policy_of
+from featcache.images.policies import NAMED, draws, policy_of, text_of
 from featcache.recipe import MOST_VIEWS, VIEWS_OF, Views
 from featcache.version import VERSION
 
@@ -146,6 +146,15 @@ class Settings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, got {value}.")
+
+
+def augmentation(augment: str | os.PathLike[str] | None) -> str | None:
+    """Return an augmentation as a request holds it: a name as it is, of a file its steps.
+
+    Raises:
+        OptionError: it is unknown, the file cannot be read, or a step in it cannot be used.
+    """
+    return None if augment is None else text_of(os.fspath(augment))
 
 
 def versions() -> dict[str, str]:

@@ -36,6 +36,8 @@ class LinearScores(ScoredHead):
     Fitted: `coef_` (C, D) and `intercept_` (C,), with two classes (1, D) and (1,) for the second one.
     """
 
+    BLOCKWISE: ClassVar = True
+
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
 

@@ -79,7 +79,7 @@ def _linear(heads: Sequence[Head], data: Data, on_epoch: Callable[[EpochOfMany],
     from featcache.heads.linear import Problem, solve
 
     first = heads[0]
-    task, classes = data.task, len(data.classes)
+    task, classes = data.blocks, len(data.classes)
     passes = 0
 
     def report(alive: int) -> None:
@@ -108,7 +108,7 @@ def _ridge(heads: Sequence[Head], data: Data) -> Finished:
     first, finished = heads[0], []
     if not isinstance(first, RidgeHead):
         raise HeadError(f"Heads of kind {first.KIND} are not solved together.")
-    squares = Squares(data.task, first._moments(data.task), len(data.classes), resolved(first.device))
+    squares = Squares(data.blocks, first._moments(data.blocks), len(data.classes), resolved(first.device))
     for number, head in enumerate(heads):
         error = None
         if isinstance(head, RidgeHead):
@@ -125,7 +125,7 @@ def _complete(head: Head, data: Data, seconds: float) -> None:
     for name, value in data.attributes.items():
         setattr(head, name, value)
     head.classes_ = data.classes
-    columns = head._moments(data.task)
+    columns = head._moments(data.blocks)
     head.mean_, head.scale_ = (columns.mean, columns.scale) if columns else (None, None)
-    head.notes_ = [*data.task.notes, *getattr(head, "notes_", [])]
+    head.notes_ = [*data.blocks.notes, *getattr(head, "notes_", [])]
     head.fit_seconds_ = seconds

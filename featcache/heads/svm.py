@@ -47,6 +47,7 @@ class SVMHead(ScoredHead):
     """
 
     KIND: ClassVar = "svm"
+    BLOCKWISE: ClassVar = True
     OPTIONS: ClassVar = {
         "kernel": choice("linear, or Gaussian", "linear", "rbf", "rbf-approx"),
         "C": number(

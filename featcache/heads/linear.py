@@ -21,12 +21,15 @@ from torch import Tensor
 from featcache.heads.base import Task
 from featcache.heads.curvature import Curvature, curvature
 from featcache.heads.descent import Outcome, Stack, descend
+from featcache.heads.gram import Rotation, RowSpace
 from featcache.heads.losses import CrossEntropy, Logistic, Loss, SquaredHinge
-from featcache.heads.passes import Passes
+from featcache.heads.passes import NARROW, Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import Moments
+from featcache.heads.tables import here
 
 _SMALL = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of a table that is worked on in float64 from the start
+_FEW = 1024  # rows, up to which it is worth turning a table that is wider; for several penalties twice that
 _COARSE, _FINE = 0.7, 0.9  # of the tolerance, what is asked before the next precision takes over
 
 
@@ -110,6 +113,10 @@ class _Solver:
         self.centred = columns is not None and problem.columns is None
 
     def solutions(self) -> list[Solution]:
+        rows, width = self.passes.rows, self.passes.width
+        few = rows <= _FEW * min(len(self.Cs), 2)
+        if few and max(rows, NARROW) < width and (found := self._turned()) is not None:
+            return found
         precisions = self.passes.precisions()
         if self.passes.rows * self.passes.width <= _SMALL.get(self.problem.device.type, 0):
             precisions = precisions[-1:]
@@ -124,6 +131,33 @@ class _Solver:
             stack.weights = outcome.weights
             spent += outcome.passes
         return self._kept(outcome, wanted, spent)
+
+    def _turned(self) -> list[Solution] | None:
+        """Solve in coordinates of the rows; return None where all rows are the same.
+
+        No entry of a gradient is longer here than the whole of it is there.
+        """
+        problem, passes = self.problem, self.passes
+        turn = Rotation.of(RowSpace(here(problem.task.X), passes.mean, passes.scale))
+        size = turn.rows.shape[1]
+        if size == 0:
+            return None
+        moments = Moments(np.zeros(size), np.ones(size), turn.values.cpu().numpy())
+        task = Task(turn.rows.cpu().numpy(), problem.task.y, moments)
+        inner = _Solver(
+            Problem(problem.kind, task, None, problem.classes, problem.device),
+            *(self.Cs, self.tol, self.max_iter, self.on_pass),
+        )
+        wanted, longer = self._stack(Precision.DOUBLE).tolerance, (size + 1) ** 0.5
+        stack = inner._stack(Precision.DOUBLE)
+        stack.tolerance = wanted / longer
+        directions = torch.eye(size, dtype=torch.float64, device=problem.device)
+        look = Curvature(directions, turn.values, 0.0)
+        outcome = inner._descend(stack, look, Precision.DOUBLE, self.max_iter)
+        flat = outcome.weights.flatten(0, 1).cpu().numpy()
+        weights = np.concatenate([turn.back(flat[:, :-1]), flat[:, -1:]], axis=1)
+        there = torch.from_numpy(weights).view(*outcome.weights.shape[:2], -1)
+        return self._kept(Outcome(there, outcome.largest * longer, outcome.passes), wanted, outcome.passes)
 
     def _descend(self, stack: Stack, look: Curvature, precision: Precision, limit: int) -> Outcome:
         dtype = torch.float64 if precision is Precision.DOUBLE else torch.float32

@@ -7,7 +7,6 @@ penalty solved among others is bit for bit the one solved alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.heads.base import Task
+from featcache.heads.gram import RowSpace
 from featcache.heads.scaling import Moments, row_blocks
 from featcache.heads.tables import here
 
@@ -37,7 +37,10 @@ class Squares:
         self.middle = targets.mean(dim=0)
         self.targets = targets - self.middle
         self.by_columns = self.table.shape[1] <= self.rows
-        self.products, self.right = self._by_columns() if self.by_columns else self._by_rows()
+        self.space = RowSpace(self.table, self.shift, self.scale)
+        self.products, self.right = (
+            self._by_columns() if self.by_columns else (self.space.products(), self.targets)
+        )
 
     def solve(self, alpha: float) -> Weights:
         """Return coef (R, D) and intercept (R,).
@@ -54,7 +57,7 @@ class Squares:
                 "Take a larger alpha.",
             )
         found = torch.cholesky_solve(self.right, factor)
-        coef = (found if self.by_columns else self._of_rows(found)).t().contiguous()
+        coef = (found if self.by_columns else self.space.back(found)).t().contiguous()
         intercept = self.middle if self.standardised else self.middle - coef @ self.shift
         return coef.cpu().numpy(), intercept.cpu().numpy()
 
@@ -63,30 +66,10 @@ class Squares:
         wide = self.table.shape[1]
         products, right = self._zeros(wide, wide), self._zeros(wide, self.targets.shape[1])
         for part in row_blocks(*self.table.shape):
-            block = self._standardised(self.table.read(part), slice(None))
+            block = (self.table.read(part).to(self.device).double() - self.shift).div_(self.scale)
             products.addmm_(block.t(), block)
             right.addmm_(block.t(), self.targets[part])
         return products, right
-
-    def _by_rows(self) -> tuple[Tensor, Tensor]:
-        """Return ZZ' and T, reading Z in blocks of columns."""
-        products = self._zeros(self.rows, self.rows)
-        for part in self._column_blocks():
-            block = self._standardised(self.table.read_columns(part), part)
-            products.addmm_(block, block.t())
-        return products, self.targets
-
-    def _of_rows(self, dual: Tensor) -> Tensor:
-        """Return Z' dual."""
-        each = ((self.table.read_columns(part), part) for part in self._column_blocks())
-        return torch.cat([self._standardised(raw, part).t() @ dual for raw, part in each])
-
-    def _column_blocks(self) -> Iterator[slice]:
-        return row_blocks(self.table.shape[1], self.rows)
-
-    def _standardised(self, raw: Tensor, columns: slice) -> Tensor:
-        block = raw.to(self.device).double()
-        return (block - self.shift[columns]).div_(self.scale[columns])
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)

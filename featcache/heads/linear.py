@@ -2,9 +2,10 @@
 
     logreg   mean cross-entropy + ½ λ ‖W‖², the intercept free: scikit-learn's LogisticRegression
     svm      mean squared hinge + ½ λ (‖w‖² + b²), one class against the rest: scikit-learn's LinearSVC
+    ridge    half the mean square of scores - targets + ½ λ ‖w‖², the intercept free: RidgeClassifier
 
-with λ = 1 / (C · N). All penalties share every pass over the table, in the coarsest precision that still
-leads anywhere; finer ones finish, and the last look at the gradient is in float64.
+with λ = 1 / (C · N); ridge's alpha is 1 / C. All penalties share every pass over the table, in the coarsest
+precision that still leads anywhere; finer ones finish, and the last look at the gradient is in float64.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from featcache.heads.base import Task
 from featcache.heads.curvature import Curvature, curvature
 from featcache.heads.descent import Outcome, Stack, descend
 from featcache.heads.gram import Rotation, RowSpace
-from featcache.heads.losses import CrossEntropy, Logistic, Loss, SquaredHinge
+from featcache.heads.losses import CrossEntropy, HalfSquares, Logistic, Loss, SquaredHinge
 from featcache.heads.passes import NARROW, Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import Moments
@@ -51,7 +52,7 @@ class Solution:
 class Problem:
     """A kind of problem on a task: what it loses by, and on what device it is solved."""
 
-    kind: str  # "logreg" or "svm"
+    kind: str  # "logreg", "svm" or "ridge"
     task: Task
     columns: Moments | None  # what rows are standardised with
     classes: int
@@ -62,25 +63,31 @@ class Problem:
         """How many columns of weights the solution has."""
         return self.classes if self.classes > 2 else 1
 
+    @property
+    def by_class(self) -> bool:
+        """Whether each class is a problem of its own, against the rest."""
+        return self.kind != "logreg"
+
     def targets(self) -> Tensor:
         """Return class codes (N,) where there are more than two classes and one loss, else signs (R, N)."""
         codes = torch.from_numpy(self.task.y)
-        if self.kind == "logreg" and self.classes > 2:
+        if not self.by_class and self.classes > 2:
             return codes.to(self.device)
         wanted = torch.arange(self.classes) if self.classes > 2 else torch.tensor([1])
         return torch.where(wanted[:, None] == codes, 1.0, -1.0).to(self.device)
 
     def loss(self, heads: int, targets: Tensor, dtype: torch.dtype) -> Loss:
         """Return the loss of so many heads, standing at zero scores."""
-        if self.kind == "svm":
-            return SquaredHinge(heads * self.width, 1, targets.to(dtype)[:, None].repeat(heads, 1, 1), dtype)
+        if self.by_class:
+            loss = SquaredHinge if self.kind == "svm" else HalfSquares
+            return loss(heads * self.width, 1, targets.to(dtype)[:, None].repeat(heads, 1, 1), dtype)
         if self.classes > 2:
             return CrossEntropy(heads, self.classes, targets, dtype)
         return Logistic(heads, 1, targets.to(dtype), dtype)
 
     def shape(self, heads: int) -> tuple[int, int]:
         """Return how many separate problems so many heads are, and the columns of each."""
-        return (heads * self.width, 1) if self.kind == "svm" else (heads, self.width)
+        return (heads * self.width, 1) if self.by_class else (heads, self.width)
 
 
 def solve(
@@ -92,9 +99,9 @@ def solve(
 ) -> list[Solution]:
     """Solve a problem for each of `Cs`, all at once.
 
-    The end of logreg is reached when no entry of the gradient is above `tol`, of svm when none is above `tol`
-    times the largest at w = 0, class by class. `on_pass` is called before each pass with how many separate
-    problems are in it.
+    The end of logreg is reached when no entry of the gradient is above `tol`, of the others when none is
+    above `tol` times the largest at w = 0, class by class. `on_pass` is called before each pass with how
+    many separate problems are in it.
     """
     return _Solver(problem, Cs, tol, max_iter, on_pass).solutions()
 
@@ -105,7 +112,7 @@ class _Solver:
     ) -> None:
         self.problem, self.Cs, self.tol, self.max_iter, self.on_pass = problem, Cs, tol, max_iter, on_pass
         columns = problem.columns
-        if columns is None and problem.kind == "logreg":  # a free intercept takes any mean out
+        if columns is None and problem.kind != "svm":  # a free intercept takes any mean out
             mean = problem.task.columns.mean
             columns = Moments(mean, np.ones_like(mean), problem.task.columns.variance)
         self.passes = Passes(problem.task.X, columns, problem.device)
@@ -171,7 +178,8 @@ class _Solver:
         penalty = torch.tensor([1 / (C * rows) for C in self.Cs], dtype=torch.float64, device=device)
         penalty = penalty.repeat_interleave(many // heads)
         svm = self.problem.kind == "svm"
-        tolerance = self._largest_at_zero(precision).repeat(heads) if svm else torch.ones_like(penalty)
+        by_class = self.problem.by_class
+        tolerance = self._largest_at_zero(precision).repeat(heads) if by_class else torch.ones_like(penalty)
         weights = torch.zeros((many, columns, width + 1), dtype=torch.float64, device=device)
         return Stack(weights, penalty, penalty * svm, self.tol * tolerance)
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.heads.kernels import gaussian
 from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
-from featcache.heads.svm import gaussian
 from featcache.selection import Selection
 
 _LEAST = 1e-6  # eigenvalues below this share of the largest are noise, and left out

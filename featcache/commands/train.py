@@ -31,8 +31,8 @@ PARAMETERS = {
     "alpha": (float, "Penalty of ridge."),
     "solver": (
         click.Choice(["auto", "featcache", "sklearn", "intelex"]),
-        "Who solves logreg and svm: auto is featcache, of svm --kernel rbf scikit-learn, the reference; intelex, "
-        "of that kernel alone, several times as fast: featcache[intelex].",
+        "Who solves logreg and svm: auto is featcache, of svm --kernel rbf scikit-learn, the reference; "
+        "intelex, of that kernel alone, is several times as fast: featcache[intelex].",
     ),
     "k": (int, "Neighbours of knn."),
     "metric": (click.Choice(["cosine", "euclidean"]), "Distance of knn."),

@@ -1,13 +1,18 @@
-"""Peak memory of training a head on a mapped table, as it is and within budgets, and whether weights agree.
+"""Peak memory of `featcache train-head` on a large cache, kind by kind, against the size of its table.
 
-The table is a file of float16 rows in a temporary folder, a random fifth of which validates. Each training
-is a process of its own; what it had in memory before it began (Python, torch) is counted apart.
+A cache of random rows around a centre a class is made in a folder (kept with --features-dir); a random fifth
+of its rows validates, so that what is trained on are scattered rows. Each training is a process of its own:
+the command, from its start to its stored run. What Python with torch takes without any table is printed
+apart. With --budgets the same head is trained within shares of the table, and the digest of its weights
+must be the same.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,75 +21,108 @@ from pathlib import Path
 
 import numpy as np
 
+CLASSES = 10
+EPOCHS = {"mlp": "2", "linear": "2"}
 
-def write(path: Path, rows: int, columns: int) -> None:
-    """Write rows around a centre a class, 2000 at a time."""
+
+def cache(folder: Path, rows: int, columns: int) -> None:
+    """Write a cache of float16 rows in one split."""
+    from featcache.recipe import Node, Preprocess, Recipe, Weights, sha256_of
+    from featcache.store.cache import Cache
+    from featcache.store.plan import Plan, rows_of_shards
+    from featcache.store.records import cache_key
+
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(10, columns)).astype(np.float32)
-    with path.open("wb") as file:
-        for start in range(0, rows, 2000):
-            labels = np.arange(start, min(start + 2000, rows)) % 10
-            noise = rng.standard_normal((len(labels), columns), dtype=np.float32)
-            file.write((centres[labels] + 30 * noise).astype(np.float16).tobytes())
+    labels = (np.arange(rows) % CLASSES).astype(np.int64)
+    hashes = rng.integers(0, 256, (rows, 16), dtype=np.uint8)
+    plan = Plan([f"train/{row:07d}.png" for row in range(rows)], labels, np.zeros(rows, np.uint8), hashes)
+    recipe = Recipe(
+        backbone="vgg16",
+        weights=Weights("random:0", "0" * 64),
+        nodes=(Node("avgpool", "flatten"),),
+        preprocess=Preprocess("auto", 256, 224),
+    )
+    fingerprint = sha256_of(["memory", rows, columns])
+    key = cache_key(recipe.fingerprint, fingerprint)
+    record = {
+        "key": key,
+        "recipe": recipe.to_dict(),
+        "dataset": {
+            "name": "memory",
+            "fingerprint": fingerprint,
+            "classes": [str(name) for name in range(CLASSES)],
+            "rows": plan.counts(),
+            "ignored": {"count": 0, "first": []},
+        },
+        "columns": {"avgpool": columns},
+        "rows_per_shard": rows_of_shards(columns, "float16"),
+        "request": {},
+        "versions": {},
+    }
+    made = Cache.create(folder / f"memory--vgg16--{key[:10]}", record, plan)
+    centres = rng.normal(size=(CLASSES, columns)).astype(np.float32)
+    for part in made.todo():
+        noise = rng.standard_normal((len(part.rows), columns), dtype=np.float32)
+        made.commit(part, {"avgpool": (centres[labels[part.rows]] + 30 * noise).astype(np.float16)}, [])
+    made.seal()
 
 
-def peak(name: str) -> int:
-    """Return a figure of this process in bytes: VmRSS (now) or VmHWM (most since it was reset)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(name)))
+def command(arguments: list[str]) -> tuple[int, float]:
+    """Return the peak in bytes and the seconds of a Python command, which must not fail."""
+    begin = time.perf_counter()
+    process = subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    said = process.stderr.read().decode() if process.stderr else ""
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(f"{arguments} failed: {said}")
+    return usage.ru_maxrss * 1024, time.perf_counter() - begin
 
 
-def train(path: Path, rows: int, columns: int, budget: int | None, epochs: int) -> None:
-    """Train an MLP, and print its peak in bytes, seconds and a digest of its weights."""
-    from featcache.heads.base import probabilities_of
-    from featcache.heads.neural import MLPHead
-    from featcache.selection import Selection
+def digest(features: Path) -> str:
+    """Return a digest of the newest run's weights."""
+    newest = max(features.glob("*/heads/*/run.json"), key=lambda path: path.stat().st_mtime_ns)
+    from featcache.heads import saving
 
-    table = np.memmap(path, dtype=np.float16, mode="r", shape=(rows, columns))
-    order, cut = np.random.default_rng(1).permutation(rows), rows * 4 // 5
-    data, val = (Selection(table, np.sort(part), budget) for part in (order[:cut], order[cut:]))
-    y = np.arange(rows) % 10
-    MLPHead(epochs=1, device="cpu").fit(np.ones((4, 8), np.float16), np.arange(4) % 2)  # libraries
-    Path("/proc/self/clear_refs").write_text("5")
-    before, begin = peak("VmRSS"), time.perf_counter()
-    head = MLPHead(epochs=epochs, patience=None, device="cpu")
-    head.fit(data, y[data.index], val, y[val.index])
-    probabilities_of([head], val)
-    seconds = time.perf_counter() - begin
-    digest = hashlib.sha256(b"".join(value.tobytes() for value in head.coefs_)).hexdigest()
-    print(before, peak("VmHWM") - before, f"{seconds:.1f}", digest[:16])
+    head = saving.loads((newest.parent / "head.safetensors").read_bytes())
+    values = [getattr(head, name) for name in ("coef_", "coefs_") if hasattr(head, name)]
+    flat = [np.asarray(each) for value in values for each in (value if isinstance(value, list) else [value])]
+    return hashlib.sha256(b"".join(each.tobytes() for each in flat)).hexdigest()[:12]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=40_000)
+    parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--columns", type=int, default=25_088)
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--budgets", type=float, nargs="+", default=[0, 1 / 3], help="of the table; 0: none")
-    parser.add_argument("--one", nargs=2, metavar=("PATH", "BYTES"), help=argparse.SUPPRESS)
+    parser.add_argument("--kinds", nargs="+", default=["mlp", "linear", "logreg", "svm", "ridge"])
+    parser.add_argument("--budgets", type=float, nargs="+", default=[0], help="shares of the table; 0: none")
+    parser.add_argument("--features-dir", type=Path)
     options = parser.parse_args()
-    if options.one:
-        path, budget = Path(options.one[0]), int(options.one[1]) or None
-        train(path, options.rows, options.columns, budget, options.epochs)
-        return
     size = options.rows * options.columns * 2
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "table"
-        write(path, options.rows, options.columns)
-        print(f"table {options.rows} × {options.columns}: {size / 1e9:.2f} GB, {options.epochs} epochs")
-        for share in options.budgets:
-            same = ["--rows", str(options.rows), "--columns", str(options.columns)]
-            asked = [*same, "--epochs", str(options.epochs), "--one", str(path), str(int(size * share))]
-            out = subprocess.run(
-                [sys.executable, __file__, *asked], capture_output=True, text=True, check=True
-            )
-            before, more, seconds, digest = out.stdout.split()
-            name = f"budget {share:.2f} of it" if share else "no budget"
-            print(
-                f"{name:<20} {int(more) / size:5.2f} × the table, besides {int(before) / 1e6:.0f} MB at the "
-                f"start; {(int(more) + int(before)) / size:5.2f} × with it; {seconds} s; weights {digest}",
-                flush=True,
-            )
+        features = options.features_dir or Path(folder)
+        if not list(features.glob("memory--*")):
+            cache(features, options.rows, options.columns)
+        bare, _ = command(["-c", "import torch, sklearn.linear_model; torch.zeros(1)"])
+        print(
+            f"table {options.rows} × {options.columns}: {size / 1e9:.2f} GB; torch alone {bare / 1e9:.2f} GB"
+        )
+        for kind in options.kinds:
+            for share in options.budgets:
+                for runs in features.glob("memory--*/heads"):
+                    shutil.rmtree(runs)
+                more = ["--epochs", EPOCHS[kind]] if kind in EPOCHS else []
+                more += ["--memory-budget", str(int(size * share))] if share else []
+                where = ["--features-dir", str(features), "--device", "cpu", "--json"]
+                peak, seconds = command(["-m", "featcache", "train-head", "--head", kind, *where, *more])
+                name = f"{kind}, budget {share:.2f} of it" if share else kind
+                print(
+                    f"{name:<26} {peak / 1e9:5.2f} GB = {peak / size:.2f} × the table, "
+                    f"{(peak - bare) / size:.2f} × beside torch; {seconds:6.1f} s; "
+                    f"weights {digest(features)}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def _most(size: int, budget: int | None) -> int:
     """
     if budget is not None:
         return budget // 2
-    return size if size < _LARGE else size * 7 // 10
+    return size if size < _LARGE else size // 2
 
 
 def let_go(array: NDArray[Any]) -> None:

@@ -13,11 +13,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 
+from featcache.errors import HeadError
 from featcache.heads import saving
+from featcache.heads.kernels import gaussian
 from featcache.heads.neighbours import KNNHead
 from featcache.heads.nystrom import nystrom
 from featcache.heads.scaling import row_blocks
-from featcache.heads.svm import SVMHead, gaussian
+from featcache.heads.svm import SVMHead
 
 
 def _digits(classes: int) -> tuple[Any, ...]:
@@ -230,3 +232,20 @@ def test_a_row_of_zeros_is_as_far_from_all() -> None:
     head = KNNHead(k=1).fit(X, [0, 1, 1, 0])
     assert head.predict([[5.0, 0.1], [0.1, 5]]).tolist() == [0, 1]
     assert np.isfinite(head.predict_proba([[0.0, 0]])).all()
+
+
+def test_intelex_finds_what_svc_finds() -> None:
+    pytest.importorskip("sklearnex", reason="scikit-learn-intelex is not installed: featcache[intelex]")
+    X, y, test, _ = _digits(3)
+    fast, reference = (SVMHead(kernel="rbf", solver=solver).fit(X, y) for solver in ("intelex", "sklearn"))
+    assert (fast.predict(test) == reference.predict(test)).all()
+    assert np.allclose(fast.decision_function(test), reference.decision_function(test), atol=1e-2)
+    assert fast.n_support_.sum() == len(fast.support_vectors_)
+
+
+def test_the_fast_solver_of_the_exact_kernel_is_refused_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HeadError, match="solver intelex is for the rbf kernel, not for linear"):
+        SVMHead(solver="intelex").check_options()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(HeadError, match=r"not installed.*\n?.*pip install 'featcache\[intelex\]'"):
+        SVMHead(kernel="rbf", solver="intelex").check_options()

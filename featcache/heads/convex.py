@@ -27,6 +27,8 @@ DEVICE = Option(
     lambda value: isinstance(value, str) and re.fullmatch(r"auto|cpu|cuda(:\d+)?", value) is not None,
 )
 
+FACTORISED = 4096  # columns or rows whose products fit in 128 MiB, and are factorised in seconds
+RIDGE_TOL, RIDGE_PASSES = 1e-6, 1000
 _Fitted = TypeVar("_Fitted")
 
 
@@ -35,6 +37,8 @@ class LinearScores(ScoredHead):
 
     Fitted: `coef_` (C, D) and `intercept_` (C,), with two classes (1, D) and (1,) for the second one.
     """
+
+    BLOCKWISE: ClassVar = True
 
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
@@ -120,8 +124,10 @@ class LogisticHead(LinearScores):
 class RidgeHead(LinearScores):
     """Least squares on targets -1 and +1, one against the rest, with the penalty alpha ‖coef‖².
 
-    The same solution as scikit-learn's RidgeClassifier, by one Cholesky factorisation in float64 on `device`:
-    see `featcache.heads.squares`. Rows are read in blocks and never copied.
+    The same solution as scikit-learn's RidgeClassifier, by one Cholesky factorisation in float64 on `device`
+    (`featcache.heads.squares`), or where there are more than 4096 both of rows and of columns by
+    `featcache.heads.linear`, until no entry of a class's gradient is above a millionth of the largest at
+    w = 0. Rows are read in blocks and never copied.
     """
 
     KIND: ClassVar = "ridge"
@@ -137,10 +143,24 @@ class RidgeHead(LinearScores):
         self.device = device
 
     def _learn(self, task: Task) -> None:
+        from featcache.heads.linear import Problem, solve
         from featcache.heads.squares import Squares
 
-        squares = Squares(task, self._moments(task), len(self.classes_), resolved(self.device))
+        columns, device = self._moments(task), resolved(self.device)
+        if not direct(task):
+            problem = Problem("ridge", task, columns, len(self.classes_), device)
+            self._keep(solve(problem, [1 / float(self.alpha)], RIDGE_TOL, RIDGE_PASSES)[0])
+            return
+        squares = Squares(task, columns, len(self.classes_), device)
         self.coef_, self.intercept_ = squares.solve(float(self.alpha))
+
+    def _keep(self, found: Solution) -> None:
+        self.coef_, self.intercept_, self.notes_ = found.coef, found.intercept, list(found.notes)
+
+
+def direct(task: Task) -> bool:
+    """Return whether ridge is solved by products of all columns or rows, which are few enough for that."""
+    return bool(min(task.X.shape) <= FACTORISED)
 
 
 def linear_arrays(head: Head) -> dict[str, ArraySpec]:

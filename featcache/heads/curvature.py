@@ -91,7 +91,7 @@ def _whole(passes: Passes) -> Curvature:
     count = 0
     mean, scale = passes.mean.float(), passes.scale.float()
     for part in _some(passes, passes.width):
-        rows = (passes.table[part].to(passes.device).float() - mean) / scale
+        rows = (passes.table.read(part).float() - mean) / scale
         total.addmm_(rows.t(), rows)
         count += len(rows)
     # On the CPU and in float64 wherever the table is: a small penalty lets small eigenvalues decide, and a

@@ -2,9 +2,10 @@
 
     logreg   mean cross-entropy + ½ λ ‖W‖², the intercept free: scikit-learn's LogisticRegression
     svm      mean squared hinge + ½ λ (‖w‖² + b²), one class against the rest: scikit-learn's LinearSVC
+    ridge    half the mean square of scores - targets + ½ λ ‖w‖², the intercept free: RidgeClassifier
 
-with λ = 1 / (C · N). All penalties share every pass over the table, in the coarsest precision that still
-leads anywhere; finer ones finish, and the last look at the gradient is in float64.
+with λ = 1 / (C · N); ridge's alpha is 1 / C. All penalties share every pass over the table, in the coarsest
+precision that still leads anywhere; finer ones finish, and the last look at the gradient is in float64.
 """
 
 from __future__ import annotations
@@ -21,12 +22,15 @@ from torch import Tensor
 from featcache.heads.base import Task
 from featcache.heads.curvature import Curvature, curvature
 from featcache.heads.descent import Outcome, Stack, descend
-from featcache.heads.losses import CrossEntropy, Logistic, Loss, SquaredHinge
-from featcache.heads.passes import Passes
+from featcache.heads.gram import Rotation, RowSpace
+from featcache.heads.losses import CrossEntropy, HalfSquares, Logistic, Loss, SquaredHinge
+from featcache.heads.passes import NARROW, Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import Moments
+from featcache.heads.tables import here
 
 _SMALL = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of a table that is worked on in float64 from the start
+_FEW = 1024  # rows, up to which it is worth turning a table that is wider; for several penalties twice that
 _COARSE, _FINE = 0.7, 0.9  # of the tolerance, what is asked before the next precision takes over
 
 
@@ -48,7 +52,7 @@ class Solution:
 class Problem:
     """A kind of problem on a task: what it loses by, and on what device it is solved."""
 
-    kind: str  # "logreg" or "svm"
+    kind: str  # "logreg", "svm" or "ridge"
     task: Task
     columns: Moments | None  # what rows are standardised with
     classes: int
@@ -59,25 +63,31 @@ class Problem:
         """How many columns of weights the solution has."""
         return self.classes if self.classes > 2 else 1
 
+    @property
+    def by_class(self) -> bool:
+        """Whether each class is a problem of its own, against the rest."""
+        return self.kind != "logreg"
+
     def targets(self) -> Tensor:
         """Return class codes (N,) where there are more than two classes and one loss, else signs (R, N)."""
         codes = torch.from_numpy(self.task.y)
-        if self.kind == "logreg" and self.classes > 2:
+        if not self.by_class and self.classes > 2:
             return codes.to(self.device)
         wanted = torch.arange(self.classes) if self.classes > 2 else torch.tensor([1])
         return torch.where(wanted[:, None] == codes, 1.0, -1.0).to(self.device)
 
     def loss(self, heads: int, targets: Tensor, dtype: torch.dtype) -> Loss:
         """Return the loss of so many heads, standing at zero scores."""
-        if self.kind == "svm":
-            return SquaredHinge(heads * self.width, 1, targets.to(dtype)[:, None].repeat(heads, 1, 1), dtype)
+        if self.by_class:
+            loss = SquaredHinge if self.kind == "svm" else HalfSquares
+            return loss(heads * self.width, 1, targets.to(dtype)[:, None].repeat(heads, 1, 1), dtype)
         if self.classes > 2:
             return CrossEntropy(heads, self.classes, targets, dtype)
         return Logistic(heads, 1, targets.to(dtype), dtype)
 
     def shape(self, heads: int) -> tuple[int, int]:
         """Return how many separate problems so many heads are, and the columns of each."""
-        return (heads * self.width, 1) if self.kind == "svm" else (heads, self.width)
+        return (heads * self.width, 1) if self.by_class else (heads, self.width)
 
 
 def solve(
@@ -89,9 +99,9 @@ def solve(
 ) -> list[Solution]:
     """Solve a problem for each of `Cs`, all at once.
 
-    The end of logreg is reached when no entry of the gradient is above `tol`, of svm when none is above `tol`
-    times the largest at w = 0, class by class. `on_pass` is called before each pass with how many separate
-    problems are in it.
+    The end of logreg is reached when no entry of the gradient is above `tol`, of the others when none is
+    above `tol` times the largest at w = 0, class by class. `on_pass` is called before each pass with how
+    many separate problems are in it.
     """
     return _Solver(problem, Cs, tol, max_iter, on_pass).solutions()
 
@@ -102,7 +112,7 @@ class _Solver:
     ) -> None:
         self.problem, self.Cs, self.tol, self.max_iter, self.on_pass = problem, Cs, tol, max_iter, on_pass
         columns = problem.columns
-        if columns is None and problem.kind == "logreg":  # a free intercept takes any mean out
+        if columns is None and problem.kind != "svm":  # a free intercept takes any mean out
             mean = problem.task.columns.mean
             columns = Moments(mean, np.ones_like(mean), problem.task.columns.variance)
         self.passes = Passes(problem.task.X, columns, problem.device)
@@ -110,6 +120,10 @@ class _Solver:
         self.centred = columns is not None and problem.columns is None
 
     def solutions(self) -> list[Solution]:
+        rows, width = self.passes.rows, self.passes.width
+        few = rows <= _FEW * min(len(self.Cs), 2)
+        if few and max(rows, NARROW) < width and (found := self._turned()) is not None:
+            return found
         precisions = self.passes.precisions()
         if self.passes.rows * self.passes.width <= _SMALL.get(self.problem.device.type, 0):
             precisions = precisions[-1:]
@@ -125,6 +139,33 @@ class _Solver:
             spent += outcome.passes
         return self._kept(outcome, wanted, spent)
 
+    def _turned(self) -> list[Solution] | None:
+        """Solve in coordinates of the rows; return None where all rows are the same.
+
+        No entry of a gradient is longer here than the whole of it is there.
+        """
+        problem, passes = self.problem, self.passes
+        turn = Rotation.of(RowSpace(here(problem.task.X), passes.mean, passes.scale))
+        size = turn.rows.shape[1]
+        if size == 0:
+            return None
+        moments = Moments(np.zeros(size), np.ones(size), turn.values.cpu().numpy())
+        task = Task(turn.rows.cpu().numpy(), problem.task.y, moments)
+        inner = _Solver(
+            Problem(problem.kind, task, None, problem.classes, problem.device),
+            *(self.Cs, self.tol, self.max_iter, self.on_pass),
+        )
+        wanted, longer = self._stack(Precision.DOUBLE).tolerance, (size + 1) ** 0.5
+        stack = inner._stack(Precision.DOUBLE)
+        stack.tolerance = wanted / longer
+        directions = torch.eye(size, dtype=torch.float64, device=problem.device)
+        look = Curvature(directions, turn.values, 0.0)
+        outcome = inner._descend(stack, look, Precision.DOUBLE, self.max_iter)
+        flat = outcome.weights.flatten(0, 1).cpu().numpy()
+        weights = np.concatenate([turn.back(flat[:, :-1]), flat[:, -1:]], axis=1)
+        there = torch.from_numpy(weights).view(*outcome.weights.shape[:2], -1)
+        return self._kept(Outcome(there, outcome.largest * longer, outcome.passes), wanted, outcome.passes)
+
     def _descend(self, stack: Stack, look: Curvature, precision: Precision, limit: int) -> Outcome:
         dtype = torch.float64 if precision is Precision.DOUBLE else torch.float32
         loss = self.problem.loss(len(self.Cs), self.targets, dtype)
@@ -137,7 +178,8 @@ class _Solver:
         penalty = torch.tensor([1 / (C * rows) for C in self.Cs], dtype=torch.float64, device=device)
         penalty = penalty.repeat_interleave(many // heads)
         svm = self.problem.kind == "svm"
-        tolerance = self._largest_at_zero(precision).repeat(heads) if svm else torch.ones_like(penalty)
+        by_class = self.problem.by_class
+        tolerance = self._largest_at_zero(precision).repeat(heads) if by_class else torch.ones_like(penalty)
         weights = torch.zeros((many, columns, width + 1), dtype=torch.float64, device=device)
         return Stack(weights, penalty, penalty * svm, self.tol * tolerance)
 

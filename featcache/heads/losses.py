@@ -1,4 +1,4 @@
-"""What linear problems lose by their scores: cross-entropy, logistic loss, squared hinge.
+"""What linear problems lose by their scores: cross-entropy, logistic loss, squared hinge, squares.
 
 A stack of P problems over the same N rows, each with C columns of scores, keeps the scores of where
 it stands and those of the step it tries, so that going part of a step needs no look at the table.
@@ -101,8 +101,17 @@ class Logistic(Loss):
         return value, -wrong * targets, (wrong * (1 - wrong)).sum(dim=(1, 2), dtype=torch.float64)
 
 
-class SquaredHinge(Loss):
-    """max(0, 1 - t s)², each problem one column with its own targets (P, 1, N) of -1 and +1."""
+class _OwnTargets(Loss):
+    """Each problem is one column with its own targets (P, 1, N) of -1 and +1."""
+
+    def keep(self, stay: Sequence[int]) -> None:
+        """Keep these problems and their targets."""
+        super().keep(stay)
+        self.targets = self.targets[stay]
+
+
+class SquaredHinge(_OwnTargets):
+    """max(0, 1 - t s)²."""
 
     def terms(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, residuals, and twice how many rows fall short of their margin."""
@@ -111,7 +120,12 @@ class SquaredHinge(Loss):
         active = 2.0 * (short > 0).sum(dim=(1, 2), dtype=torch.float64)
         return value, short.mul_(targets).mul_(-2), active
 
-    def keep(self, stay: Sequence[int]) -> None:
-        """Keep these problems and their targets."""
-        super().keep(stay)
-        self.targets = self.targets[stay]
+
+class HalfSquares(_OwnTargets):
+    """½ (s - t)²."""
+
+    def terms(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return losses, residuals s - t, and 1 for every row."""
+        residual = scores.sub_(targets)
+        value = residual.square().sum(dim=(1, 2), dtype=torch.float64) / 2
+        return value, residual, torch.full_like(value, residual.shape[2])

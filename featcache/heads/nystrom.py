@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.heads.kernels import gaussian
 from featcache.heads.scaling import Matrix, Moments, row_blocks, standardised
-from featcache.heads.svm import gaussian
+from featcache.selection import Selection
 
 _LEAST = 1e-6  # eigenvalues below this share of the largest are noise, and left out
 
@@ -41,7 +42,8 @@ def nystrom(X: Matrix, columns: Moments | None, gamma: float, count: int, seed: 
     """Return features by `count` landmarks, or all rows, drawn evenly by `seed` out of X (N, D)."""
     count = min(count, len(X))
     rows = np.sort(np.random.default_rng(seed).choice(len(X), size=count, replace=False))
-    landmarks = standardised(X[rows], columns, np.float32)
+    own = Selection(X.base, X.index[rows]) if isinstance(X, Selection) else Selection(X, rows)
+    landmarks = standardised(np.asarray(own), columns, np.float32)
     wide = landmarks.astype(np.float64)
     values, vectors = np.linalg.eigh(gaussian(wide, wide, gamma))
     kept = values > _LEAST * values[-1]

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from featcache.heads.precision import Precision, Products, products_for
 from featcache.heads.scaling import Matrix, Moments, row_blocks
-from featcache.heads.tables import shared_tensor
+from featcache.heads.tables import Held, Place, Streamed, here
 from featcache.heads.threads import torch_threads_for
+from featcache.selection import Selection
 
 Residuals = Callable[[slice, Tensor], Tensor]
 _CPU_BLOCK = 1 << 20  # values: a block and its cast stay in the cache of the processor
@@ -33,7 +34,7 @@ _SMALL_LANE = 1 << 28  # operations of a pass; below, a second thread only waits
 class Passes:
     """A table X (N, D) on a device, with the means and scales (D,) that its columns are read with."""
 
-    def __init__(self, X: Matrix, columns: Moments | None, device: torch.device) -> None:
+    def __init__(self, X: Matrix | Selection, columns: Moments | None, device: torch.device) -> None:
         self.rows, self.width = int(X.shape[0]), int(X.shape[1])
         self.device = device
         self.table = _placed(X, device)
@@ -83,7 +84,7 @@ class Passes:
 
     def parts(self, precision: Precision, columns: int) -> list[slice]:
         """Return the blocks of rows of a pass of `columns` columns."""
-        if self.device.type == "cpu" or self.table.device.type == "cpu":
+        if self.device.type == "cpu" or isinstance(self.table, Streamed):
             # Many columns' weights are as large as a block: more rows a block read them less often.
             values = max(_CPU_BLOCK, min(columns * self.width, _WIDE_BLOCK))
             return list(row_blocks(self.rows, max(self.width, columns), values))
@@ -98,7 +99,7 @@ class Passes:
         total = torch.zeros(len(raw), dtype=torch.float64, device=self.device)
         summing = products.start()
         for part in parts:
-            block = products.read(self.table[part].to(self.device, non_blocking=True))
+            block = products.read(self.table.read(part))
             found = residuals(part, products.scores(block).add_(shift[:, None]))
             total += found.sum(dim=1, dtype=torch.float64)
             products.add(summing, found, block)
@@ -110,12 +111,11 @@ class Passes:
         return torch.get_num_threads()
 
 
-def _placed(X: Matrix, device: torch.device) -> Tensor:
-    """Return the table on the GPU where half of the free memory holds it, else where it is."""
-    table = shared_tensor(X)
-    if device.type == "cuda" and table.nbytes <= torch.cuda.mem_get_info(device)[0] // 2:
-        return table.to(device)
-    return table
+def _placed(X: Matrix | Selection, device: torch.device) -> Place:
+    """Return the table in the GPU's memory where half of what is free holds it, else where it is."""
+    if device.type == "cpu":
+        return here(X)
+    return Held(X, device) if X.nbytes <= torch.cuda.mem_get_info(device)[0] // 2 else Streamed(X, device)
 
 
 def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:

@@ -1,9 +1,9 @@
 """Many penalties in one solve: heads that differ in C or alpha alone share every look at the table.
 
-Logistic regression and linear support vector machines become further columns of the passes' products, and
-leave when they have arrived; ridge takes the products of the columns once. A head comes out as its own `fit`
-on the same data makes it, within its tolerance: ridge to the bit, the others by rounding, for their products
-are taken beside others.
+Logistic regression, linear support vector machines and ridge on wide tables become further columns of the
+passes' products, and leave when they have arrived; other ridge takes the products of the columns once. A
+head comes out as its own `fit` on the same data makes it, within its tolerance: ridge of products to the
+bit, the others by rounding, for their products are taken beside others.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from typing import Any
 from featcache.errors import HeadError
 from featcache.heads.base import Head
 from featcache.heads.batched import Data, EpochOfMany
-from featcache.heads.convex import LogisticHead, RidgeHead, resolved
+from featcache.heads.convex import (
+    FACTORISED,
+    RIDGE_PASSES,
+    RIDGE_TOL,
+    LogisticHead,
+    RidgeHead,
+    direct,
+    resolved,
+)
 from featcache.heads.svm import SVMHead
 
 Finished = list[tuple[int, HeadError | None]]
@@ -42,7 +50,7 @@ def key(head: Head) -> tuple[Any, ...] | None:
 def bytes_of(head: Head, rows: int, columns: int, classes: int) -> int:
     """Return about how much memory in bytes a head takes in a shared solve."""
     wide = classes if classes > 2 else 1
-    if head.KIND == "ridge":
+    if head.KIND == "ridge" and min(rows, columns) <= FACTORISED:
         return 8 * wide * columns
     return wide * (_MEMORY_A_WEIGHT * (columns + 1) + _MEMORY_A_SCORE * rows)
 
@@ -67,7 +75,8 @@ def fit_path(
     for head in heads:
         head.forget()
     start = time.perf_counter()
-    finished = _ridge(heads, data) if isinstance(heads[0], RidgeHead) else _linear(heads, data, on_epoch)
+    ridge = isinstance(heads[0], RidgeHead) and direct(data.blocks)
+    finished = _ridge(heads, data) if ridge else _linear(heads, data, on_epoch)
     seconds = (time.perf_counter() - start) / len(heads)
     for number, error in finished:
         if error is None:
@@ -79,7 +88,7 @@ def _linear(heads: Sequence[Head], data: Data, on_epoch: Callable[[EpochOfMany],
     from featcache.heads.linear import Problem, solve
 
     first = heads[0]
-    task, classes = data.task, len(data.classes)
+    task, classes = data.blocks, len(data.classes)
     passes = 0
 
     def report(alive: int) -> None:
@@ -93,11 +102,14 @@ def _linear(heads: Sequence[Head], data: Data, on_epoch: Callable[[EpochOfMany],
     elif isinstance(first, SVMHead):
         tol, most = first.tolerance, int(first.max_iter or 1000)
         Cs = [head.penalty for head in heads if isinstance(head, SVMHead)]
+    elif isinstance(first, RidgeHead):
+        tol, most = RIDGE_TOL, RIDGE_PASSES
+        Cs = [1 / float(head.alpha) for head in heads if isinstance(head, RidgeHead)]
     else:
         raise HeadError(f"Heads of kind {first.KIND} are not solved together.")
     problem = Problem(first.KIND, task, first._moments(task), classes, resolved(first.device))
     for head, found in zip(heads, solve(problem, Cs, tol, most, report), strict=True):
-        if isinstance(head, (LogisticHead, SVMHead)):
+        if isinstance(head, (LogisticHead, RidgeHead, SVMHead)):
             head._keep(found)
     return [(number, None) for number in range(len(heads))]
 
@@ -108,7 +120,7 @@ def _ridge(heads: Sequence[Head], data: Data) -> Finished:
     first, finished = heads[0], []
     if not isinstance(first, RidgeHead):
         raise HeadError(f"Heads of kind {first.KIND} are not solved together.")
-    squares = Squares(data.task, first._moments(data.task), len(data.classes), resolved(first.device))
+    squares = Squares(data.blocks, first._moments(data.blocks), len(data.classes), resolved(first.device))
     for number, head in enumerate(heads):
         error = None
         if isinstance(head, RidgeHead):
@@ -125,7 +137,7 @@ def _complete(head: Head, data: Data, seconds: float) -> None:
     for name, value in data.attributes.items():
         setattr(head, name, value)
     head.classes_ = data.classes
-    columns = head._moments(data.task)
+    columns = head._moments(data.blocks)
     head.mean_, head.scale_ = (columns.mean, columns.scale) if columns else (None, None)
-    head.notes_ = [*data.task.notes, *getattr(head, "notes_", [])]
+    head.notes_ = [*data.blocks.notes, *getattr(head, "notes_", [])]
     head.fit_seconds_ = seconds

@@ -47,7 +47,7 @@ def moments(X: Matrix) -> Moments:
     Raises:
         HeadError: X holds NaN or infinity; the message names the first place.
     """
-    first = X[0].astype(np.float64)
+    first = X[:1][0].astype(np.float64)
     chunks = list(row_blocks(len(X), X.shape[1], _CHUNK))
     if len(chunks) == 1:
         sums = [_sums(X, chunks[0], first)]

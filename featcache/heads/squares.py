@@ -16,8 +16,9 @@ from torch import Tensor
 
 from featcache.errors import HeadError
 from featcache.heads.base import Task
+from featcache.heads.gram import RowSpace
 from featcache.heads.scaling import Moments, row_blocks
-from featcache.heads.tables import shared_tensor
+from featcache.heads.tables import here
 
 Weights = tuple[NDArray[np.float64], NDArray[np.float64]]
 
@@ -26,16 +27,20 @@ class Squares:
     """The problem min ‖Z coef' + intercept - T‖² + alpha ‖coef‖², Z the rows, T their targets -1 and +1."""
 
     def __init__(self, task: Task, columns: Moments | None, classes: int, device: torch.device) -> None:
-        self.table, self.device = shared_tensor(task.X), device
+        self.table, self.device = here(task.X), device
         # Centring is what takes the intercept out of the penalty, so it is done in either case.
         self.shift = self._tensor(task.columns.mean)
         self.scale = self._tensor(columns.scale if columns else np.ones_like(task.columns.mean))
         self.standardised = columns is not None
+        self.rows = self.table.shape[0]
         targets = self._tensor(targets_of(task.y, classes))
         self.middle = targets.mean(dim=0)
         self.targets = targets - self.middle
-        self.by_columns = self.table.shape[1] <= self.table.shape[0]
-        self.products, self.right = self._by_columns() if self.by_columns else self._by_rows()
+        self.by_columns = self.table.shape[1] <= self.rows
+        self.space = RowSpace(self.table, self.shift, self.scale)
+        self.products, self.right = (
+            self._by_columns() if self.by_columns else (self.space.products(), self.targets)
+        )
 
     def solve(self, alpha: float) -> Weights:
         """Return coef (R, D) and intercept (R,).
@@ -52,7 +57,7 @@ class Squares:
                 "Take a larger alpha.",
             )
         found = torch.cholesky_solve(self.right, factor)
-        coef = (found if self.by_columns else self._of_rows(found)).t().contiguous()
+        coef = (found if self.by_columns else self.space.back(found)).t().contiguous()
         intercept = self.middle if self.standardised else self.middle - coef @ self.shift
         return coef.cpu().numpy(), intercept.cpu().numpy()
 
@@ -61,27 +66,10 @@ class Squares:
         wide = self.table.shape[1]
         products, right = self._zeros(wide, wide), self._zeros(wide, self.targets.shape[1])
         for part in row_blocks(*self.table.shape):
-            block = self._standardised(part, slice(None))
+            block = (self.table.read(part).to(self.device).double() - self.shift).div_(self.scale)
             products.addmm_(block.t(), block)
             right.addmm_(block.t(), self.targets[part])
         return products, right
-
-    def _by_rows(self) -> tuple[Tensor, Tensor]:
-        """Return ZZ' and T, reading Z in blocks of columns."""
-        products = self._zeros(len(self.table), len(self.table))
-        for part in row_blocks(self.table.shape[1], len(self.table)):
-            block = self._standardised(slice(None), part)
-            products.addmm_(block, block.t())
-        return products, self.targets
-
-    def _of_rows(self, dual: Tensor) -> Tensor:
-        """Return Z' dual."""
-        parts = row_blocks(self.table.shape[1], len(self.table))
-        return torch.cat([self._standardised(slice(None), part).t() @ dual for part in parts])
-
-    def _standardised(self, rows: slice, columns: slice) -> Tensor:
-        block = self.table[rows, columns].to(self.device).double()
-        return (block - self.shift[columns]).div_(self.scale[columns])
 
     def _zeros(self, *shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.float64, device=self.device)

@@ -62,13 +62,24 @@ class Shared:
             torch.index_select(self.table, 0, chosen[part], out=out[part])
             self._selection.has_read(part.stop - part.start)
 
+    def read(self, part: slice) -> Tensor:
+        """Return some rows in their order: the table's own memory where they are a run of it."""
+        return self.table[part] if self._selection is None else shared_tensor(self._selection[part])
+
+    def read_columns(self, part: slice) -> Tensor:
+        """Return some columns (N, n) of all rows, in the table's type."""
+        if self._index is None:
+            found = self.table[:, part]
+        else:
+            found = torch.index_select(self.table[:, part], 0, self._index)
+        if self._selection is not None:
+            self._selection.has_read(len(found) * found.shape[1] // self.shape[1])
+        return found
+
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""
         for part in row_blocks(self.shape[0], self.shape[1], values):
-            if self._selection is None:
-                yield part, self.table[part]
-            else:
-                yield part, shared_tensor(self._selection[part])
+            yield part, self.read(part)
 
 
 class Made:
@@ -84,13 +95,23 @@ class Made:
         rows = self._selection.base[self._selection.index[index.numpy()]]
         out.copy_(torch.from_numpy(rows))
 
+    def read(self, part: slice) -> Tensor:
+        """Return some rows in their order."""
+        return torch.from_numpy(self._selection[part])
+
+    def read_columns(self, part: slice) -> Tensor:
+        """Return some columns (N, n) of all rows, which are made block by block."""
+        parts = row_blocks(self.shape[0], self.shape[1])
+        return torch.cat([self.read(rows)[:, part] for rows in parts])
+
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""
         for part in row_blocks(self.shape[0], self.shape[1], values):
-            yield part, torch.from_numpy(self._selection[part])
+            yield part, self.read(part)
 
 
-def _here(X: Matrix | Selection) -> Shared | Made:
+def here(X: Matrix | Selection) -> Shared | Made:
+    """Return a table where it is: its own memory, or rows that become floats when they are read."""
     made = isinstance(X, Selection) and not isinstance(X.base, np.ndarray)
     return Made(X) if made else Shared(X)  # type: ignore[arg-type]
 
@@ -99,7 +120,7 @@ class Held:
     """A copy of a table in a GPU's memory, in the table's type."""
 
     def __init__(self, X: Matrix | Selection, device: torch.device) -> None:
-        source = _here(X)
+        source = here(X)
         self.device, self.shape, self.dtype = device, source.shape, source.dtype
         self.table = torch.empty(self.shape, dtype=self.dtype, device=device)
         for part, rows in Streamed(X, device).blocks(_STAGED // self.dtype.itemsize):
@@ -108,6 +129,10 @@ class Held:
     def take(self, index: Tensor, out: Tensor) -> None:
         """Copy the rows of an index (n,) on the device to out (n, D) of the table's type."""
         torch.index_select(self.table, 0, index, out=out)
+
+    def read(self, part: slice) -> Tensor:
+        """Return some rows in their order, which are not copied."""
+        return self.table[part]
 
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order, about so many values at once, and which they are."""
@@ -123,7 +148,7 @@ class Streamed:
     """
 
     def __init__(self, X: Matrix | Selection, device: torch.device) -> None:
-        self._source, self.device = _here(X), device
+        self._source, self.device = here(X), device
         self.shape, self.dtype = self._source.shape, self._source.dtype
         self._buffers: list[Tensor] = []
         self._sent = [torch.cuda.Event(), torch.cuda.Event()] if device.type == "cuda" else []
@@ -134,6 +159,13 @@ class Streamed:
         buffer = self._buffer(len(index))
         self._source.take(index, buffer)
         self._send(buffer, out)
+
+    def read(self, part: slice) -> Tensor:
+        """Return some rows in their order, on the device."""
+        shape = (part.stop - part.start, self.shape[1])
+        out = torch.empty(shape, dtype=self.dtype, device=self.device)
+        self.take(torch.arange(part.start, part.stop), out)
+        return out
 
     def blocks(self, values: int) -> Iterator[tuple[slice, Tensor]]:
         """Yield the rows in order on the device, about so many values at once, and which they are."""
@@ -172,7 +204,7 @@ def placed(X: Matrix | Selection, device: torch.device, copies: MutableMapping[s
     On a GPU the table is held where it fits its budget, or where it has none most of the free memory.
     """
     if device.type == "cpu":
-        return _here(X)
+        return here(X)
     key = f"{device} {id(X)}"
     if key not in copies:
         fits = X.nbytes <= _room(X, device)

@@ -105,7 +105,7 @@ def fit_alone(head: Head, data: Data) -> None:
     for name, value in data.attributes.items():
         setattr(head, name, value)
     head.classes_ = data.classes
-    head._learned(data.task, head._learn, start)
+    head._learned(data.blocks if head.BLOCKWISE else data.task, head._learn, start)
 
 
 def _failure(head: Head, data: Data) -> HeadError | None:

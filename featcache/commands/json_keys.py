@@ -30,8 +30,28 @@ _RUN = {
     "train_rows": "how many",
     "calibration": "null unless --calibrate: temperature, and val and test with ece_before and ece_after",
     "fit_seconds": "time to fit, without reading and predicting",
-    "peak_rss_bytes": "largest resident memory of the process",
+    "peak_rss_bytes": "largest resident memory of the process, see `costs`",
     "params": "all options of the head",
+    "costs": "what it cost, see below",
+}
+
+COSTS = {
+    "fit_seconds": "wall clock; of heads fitted together each one's share",
+    "fit_rows": "rows trained on, each as often as it was seen",
+    "predict_seconds": "of the splits predicted when the run was made",
+    "predict_rows": "of these",
+    "reads": "what the seconds begin with: features (in a cache) or images (to be decoded)",
+    "peak_ram_bytes": "largest resident memory of the process, touched pages of mapped files included",
+    "ram_before_bytes": "of it there before: the interpreter, libraries, what the process had done",
+    "ram_since": "since when the peak counts: measurement, or process start where it cannot be set back",
+    "peak_gpu_bytes": "most GPU memory that torch's tensors had; null without a GPU",
+    "parameters_trained": "numbers that were learned",
+    "parameters": "numbers that the stored model holds, mean and scale included",
+    "disk_bytes": "of the stored model",
+    "together": "how many were fitted at once; memory is that of all",
+    "predict_seconds_per_1000": "seconds to predict 1000 rows",
+    "images_per_second": "rows predicted in a second",
+    "fit_images_per_second": "rows trained on in a second",
 }
 
 _EXTRACT = {
@@ -145,7 +165,7 @@ KEYS: dict[str, dict[str, str]] = {
         "seed": "of the bootstrap",
         "resamples": "of the bootstrap",
         "runs": "a list, each with run, head, cache, subset (of the training rows, in words, or null), "
-        "accuracy, and its 95 % interval from low to high",
+        "accuracy, its 95 % interval from low to high, and costs (see below)",
         "pairs": "a list, each with a, b, difference (b - a, of 1), low, high, only_a and only_b (rows that "
         "one alone got right), p (McNemar), p_holm, better (a run, or null) and verdict, a sentence",
         "notes": "what to keep in mind",

@@ -18,8 +18,19 @@ MAY_IMPORT = {
     "extraction": {"images", "store", "backbones"},
     "training": {"store", "heads"},
     "inference": {"images", "store", "backbones", "heads"},
+    "reporting": {"images", "store", "training"},
     "api": {"extraction", "training", "inference", "store"},
-    "commands": {"api", "inference", "extraction", "training", "store", "images", "backbones", "heads"},
+    "commands": {
+        "api",
+        "reporting",
+        "inference",
+        "extraction",
+        "training",
+        "store",
+        "images",
+        "backbones",
+        "heads",
+    },
 }
 # What whole packages never load, wherever the import stands.
 NEVER = {

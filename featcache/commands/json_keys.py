@@ -170,6 +170,31 @@ KEYS: dict[str, dict[str, str]] = {
         "one alone got right), p (McNemar), p_holm, better (a run, or null) and verdict, a sentence",
         "notes": "what to keep in mind",
     },
+    "report": {
+        "page": "where the page was written; null without one",
+        "figures": "the files of figures written",
+        "groups": "a list, each of runs evaluated on the same rows, with dataset, split, rows, runs (see below), "
+        "against (of each run but the first: run, difference of the first to it, low, high, p_holm, worse; null "
+        "where rows cannot be paired), front (runs on the Pareto front of accuracy and time to fit, fastest "
+        "first), verdict and notes (sentences)",
+        "left_out": "runs that are not in it, and why",
+    },
+    "a run of report": {
+        "rank": "by accuracy, from 1",
+        "run": "the run's id",
+        "label": "its short name in the report",
+        **{name: "as recorded" for name in ("dataset", "split", "rows", "head", "cache", "backbone", "node")},
+        **{
+            name: "as recorded; null for what is not known" for name in ("train_rows", "epochs", "best_epoch")
+        },
+        "accuracy": "share of rows",
+        "low": "of its 95 % interval",
+        "high": "likewise",
+        **{name: METRICS[name] for name in ("top5", "macro_f1", "log_loss", "ece")},
+        "worst_class": "the class with the least F1",
+        "worst_f1": "its F1",
+        **COSTS,
+    },
     "ls": {"caches": "a list, each with cache, rows, columns, size, state"},
     "ls --datasets": {"datasets": "a list, each with name and about"},
     "info": {

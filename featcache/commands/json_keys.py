@@ -173,20 +173,18 @@ KEYS: dict[str, dict[str, str]] = {
     "report": {
         "page": "where the page was written; null without one",
         "figures": "the files of figures written",
-        "groups": "a list, each of runs evaluated on the same rows, with dataset, split, rows, runs (see below), "
-        "against (of each run but the first: run, difference of the first to it, low, high, p_holm, worse; null "
-        "where rows cannot be paired), front (runs on the Pareto front of accuracy and time to fit, fastest "
-        "first), verdict and notes (sentences)",
+        "groups": "a list, each of runs evaluated on the same rows, with dataset, split, rows, runs (see "
+        "below), against (of each run but the first: run, difference of the first to it, low, high, p_holm, "
+        "worse; null where rows cannot be paired), front (runs on the Pareto front of accuracy and time to "
+        "fit, fastest first), verdict and notes (sentences)",
         "left_out": "runs that are not in it, and why",
     },
     "a run of report": {
         "rank": "by accuracy, from 1",
         "run": "the run's id",
         "label": "its short name in the report",
-        **{name: "as recorded" for name in ("dataset", "split", "rows", "head", "cache", "backbone", "node")},
-        **{
-            name: "as recorded; null for what is not known" for name in ("train_rows", "epochs", "best_epoch")
-        },
+        **dict.fromkeys(("dataset", "split", "rows", "head", "cache", "backbone", "node"), "as recorded"),
+        **dict.fromkeys(("train_rows", "epochs", "best_epoch"), "as recorded; null for what is not known"),
         "accuracy": "share of rows",
         "low": "of its 95 % interval",
         "high": "likewise",

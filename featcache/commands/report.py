@@ -163,7 +163,9 @@ def _show(judged: Judged, apart: bool) -> None:
     show(tables.title(judged.group))
     entries = judged.group.entries
     columns = tables.shown(entries)
-    rows = [[str(rank), *(column.text(entry) for column in columns)] for rank, entry in enumerate(entries, 1)]
+    rows = [
+        [str(rank), *(column.whole(entry) for column in columns)] for rank, entry in enumerate(entries, 1)
+    ]
     right = ["#", *(column.title for column in columns if column.number)]
     show_table(["#", *(column.title for column in columns)], rows, right=right)
     show("")

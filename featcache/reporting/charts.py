@@ -20,6 +20,16 @@ WIDTH = 440.0  # points
 _BAR, _ROW = 0.36, 31.0  # a bar's height as a share of its row, and the row's in points
 _FIT = "time to fit (s, logarithmic); numbers: rank by accuracy"
 _PREDICT = "s to predict 1000 rows (logarithmic); numbers: rank by accuracy"
+_AROUND = [
+    (10.0, 7.0),
+    (-10.0, 7.0),
+    (10.0, -8.0),
+    (-10.0, -8.0),
+    (15.0, -1.0),
+    (-15.0, -1.0),
+    (0.0, 17.0),
+    (0.0, -17.0),
+]
 Value = Callable[[Entry], float | None]
 
 
@@ -106,34 +116,41 @@ def against(entries: Sequence[Entry], value: Value, what: str, palette: Palette)
         axes.set_xscale("log")
         steps = [(known[at][2], 100 * known[at][1].accuracy.value) for at in front]
         axes.plot(*zip(*steps, strict=True), color=palette.two, linewidth=1.6, drawstyle="steps-post")
-        for at, (rank, entry, cost) in enumerate(known):
-            _point(axes, rank, entry, cost, at in front, palette)
+        for at, (_, entry, cost) in enumerate(known):
+            _point(axes, entry, cost, at in front, palette)
         axes.margins(x=0.12, y=0.12)
         axes.grid(True, which="major")
         _plain_numbers(axes, [cost for _, _, cost in known])
         axes.set_xlabel(what)
         axes.set_ylabel(f"accuracy on {entries[0].split} (%)")
+        _ranks(axes, [(cost, 100 * entry.accuracy.value, str(rank)) for rank, entry, cost in known])
     return figure
 
 
-def _point(axes: Axes, rank: int, entry: Entry, cost: float, best: bool, palette: Palette) -> None:
-    y, own = 100 * entry.accuracy.value, entry.accuracy
+def _point(axes: Axes, entry: Entry, cost: float, best: bool, palette: Palette) -> None:
+    own = entry.accuracy
     axes.plot([cost, cost], [100 * own.low, 100 * own.high], color=palette.muted, linewidth=1)
-    axes.plot(
-        cost,
-        y,
-        marker="o" if best else "s",
-        markersize=9 if best else 6.5,
-        color=palette.two if best else palette.one,
-    )
-    axes.annotate(
-        str(rank),
-        (cost, y),
-        (7, 4),
-        textcoords="offset points",
-        fontsize=9,
-        fontweight="bold" if best else "normal",
-    )
+    look = {"marker": "o", "markersize": 9.0, "color": palette.two}
+    if not best:
+        look = {"marker": "s", "markersize": 6.5, "color": palette.one}
+    axes.plot([cost], [100 * own.value], **look)  # type: ignore[arg-type]
+
+
+def _ranks(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write each point's text beside it, where it covers no other text or point as far as that can be."""
+    figure = axes.figure
+    figure.draw_without_rendering()  # type: ignore[union-attr]
+    scale = 72 / figure.dpi
+    places = [tuple(scale * axes.transData.transform((x, y))) for x, y, _ in points]
+    taken = list(places)
+    for (x, y, text), place in zip(points, places, strict=True):
+        around = [(place[0] + dx, place[1] + dy) for dx, dy in _AROUND]
+        room = [min(math.dist(spot, other) for other in taken) for spot in around]
+        best = max(range(len(around)), key=lambda at: (min(room[at], 9.0), -at))
+        taken.append(around[best])
+        axes.annotate(
+            text, (x, y), _AROUND[best], textcoords="offset points", ha="center", va="center", fontsize=9
+        )
 
 
 def _rows(entries: Sequence[Entry], extra: float = 0) -> tuple[Figure, Axes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -49,11 +50,16 @@ def page(gathered: Gathered, judged: Sequence[Judged], closeups_of: Mapping[str,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": words.percent, "decimal": words.decimal, "count": words.count}
-    environment.filters |= {"plain": words.plain, "seconds": words.seconds, "size": words.size}
+    environment.filters |= {
+        "plain": words.plain,
+        "bound": _bound,
+        "seconds": words.seconds,
+        "size": words.size,
+    }
     script = _part("script.js")
     return environment.get_template("page.html").render(
         title=_title(gathered),
-        groups=[_group(number, each, closeups_of) for number, each in enumerate(judged)],
+        groups=[_group(number, each, closeups_of, len(judged) > 1) for number, each in enumerate(judged)],
         left_out=gathered.left_out,
         style=_part("style.css"),
         script=script,
@@ -61,6 +67,15 @@ def page(gathered: Gathered, judged: Sequence[Judged], closeups_of: Mapping[str,
         version=VERSION,
         runs=len(gathered.entries),
     )
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _bound(text: str) -> str:
+    """Return text whose numbers are not torn from their units, nor their thousands from each other."""
+    return re.sub(r"(?<=\d) (?=\d{3}\b|%|m?s\b|min\b|h\b|rows\b|[kMGT]?B\b)", "\u00a0", text)
 
 
 def _part(name: str) -> str:
@@ -75,12 +90,13 @@ def _title(gathered: Gathered) -> str:
     return " · ".join(sorted({words.plain(group.dataset) for group in gathered.groups}))
 
 
-def _group(number: int, judged: Judged, closeups_of: Mapping[str, Closeup]) -> dict[str, Any]:
-    entries = judged.group.entries
+def _group(number: int, judged: Judged, closeups_of: Mapping[str, Closeup], several: bool) -> dict[str, Any]:
+    entries, title = judged.group.entries, tables.title(judged.group)
     columns = tables.shown(entries)
     return {
         "id": f"g{number}",
-        "title": tables.title(judged.group),
+        "title": title,
+        "heading": title if several else _upper(title.removeprefix(f"{words.plain(judged.group.dataset)}, ")),
         "split": judged.group.split,
         "sentences": judged.sentences,
         "notes": judged.notes,
@@ -99,7 +115,14 @@ def _group(number: int, judged: Judged, closeups_of: Mapping[str, Closeup]) -> d
 def _row(
     rank: int, entry: Entry, columns: Sequence[tables.Column], closeups_of: Mapping[str, Closeup]
 ) -> dict[str, Any]:
-    cells = [{"sort": column.value(entry), "text": column.text(entry)} for column in columns]
+    cells = [
+        {
+            "sort": column.value(entry),
+            "text": column.text(entry),
+            "more": "" if column.more is None else column.more(entry),
+        }
+        for column in columns
+    ]
     return {"rank": rank, "run": entry.run, "linked": entry.run in closeups_of, "cells": cells}
 
 

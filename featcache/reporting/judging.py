@@ -160,7 +160,12 @@ def _notes(group: Group) -> list[str]:
         notes.append("Heads fitted together: seconds are each one's share, memory is that of all at once.")
     if any(entry.costs.ram_since == "process start" for entry in group.entries):
         notes.append("Of some runs the peak memory counts from the start of the process, not of the fit.")
-    if len({entry.costs.reads for entry in group.entries}) > 1:
+    kinds = {entry.costs.reads for entry in group.entries}
+    if kinds == {"features"}:
+        notes.append(
+            "Times begin with features that lie in a cache: for new images the backbone's come on top."
+        )
+    if len(kinds) > 1:
         notes.append(
             "Seconds of some runs begin with features that lie in a cache, of others with images: "
             "see the column “reads”."

@@ -25,7 +25,7 @@ DETAILS = 12  # runs of a group looked at closely, at most, unless more are aske
 
 @dataclass(frozen=True)
 class Asked:
-    """How a report is to be: where images are, how many runs are looked at closely, the seed of what is drawn.
+    """How a report is to be: where data sets are, how many runs are looked at closely, what seeds the draws.
 
     `dataset` says where the images are now, if not where they were when their features were extracted.
     """

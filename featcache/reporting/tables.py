@@ -14,13 +14,21 @@ from featcache.reporting.gathering import Entry, Group
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its title, what it means, a run's value in it (None: unknown) and that value as text."""
+    """A column: its title, what it means, a run's value in it (None: unknown) and that value as text.
+
+    `more` is a smaller text that belongs to it.
+    """
 
     title: str
     about: str
     value: Callable[[Entry], Any]
     text: Callable[[Entry], str]
     number: bool = True
+    more: Callable[[Entry], str] | None = None
+
+    def whole(self, entry: Entry) -> str:
+        """Return the text and what belongs to it."""
+        return self.text(entry) if self.more is None else f"{self.text(entry)} ({self.more(entry)})"
 
 
 def _worst(entry: Entry) -> str:
@@ -37,7 +45,8 @@ COLUMNS: tuple[Column, ...] = (
         "accuracy",
         "share of rows whose likeliest class is the true one, with its 95 % bootstrap interval",
         lambda e: e.accuracy.value,
-        lambda e: f"{words.percent(e.accuracy.value)} ({words.span(e.accuracy.low, e.accuracy.high)})",
+        lambda e: words.percent(e.accuracy.value),
+        more=lambda e: words.span(e.accuracy.low, e.accuracy.high),
     ),
     Column(
         "macro F1",
@@ -83,8 +92,8 @@ COLUMNS: tuple[Column, ...] = (
         lambda e: words.size(e.costs.peak_gpu_bytes),
     ),
     Column(
-        "learned numbers",
-        "parameters that were trained",
+        "learned",
+        "how many parameters were trained",
         lambda e: e.costs.parameters_trained,
         lambda e: words.count(e.costs.parameters_trained),
     ),
@@ -98,12 +107,14 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def shown(entries: Sequence[Entry]) -> list[Column]:
-    """Return the columns, without those in which nothing is known; what always is stays."""
-    return [
-        column
-        for at, column in enumerate(COLUMNS)
-        if at < 2 or any(column.value(entry) is not None for entry in entries)
-    ]
+    """Return the columns, without those in which nothing is known, or all read the same; the first two stay."""
+    found = []
+    for at, column in enumerate(COLUMNS):
+        there = {column.value(entry) for entry in entries}
+        tells = there != {None} and (column.number or len(there) > 1)
+        if at < 2 or tells:
+            found.append(column)
+    return found
 
 
 def values(entry: Entry, rank: int) -> dict[str, Any]:
@@ -146,7 +157,7 @@ def to_markdown(groups: Sequence[Group]) -> str:
     parts = []
     for group in groups:
         columns = shown(group.entries)
-        rows = [[column.text(entry) for column in columns] for entry in group.entries]
+        rows = [[column.whole(entry) for column in columns] for entry in group.entries]
         lines = [[column.title for column in columns], *rows]
         ruler = ["---:" if column.number else "---" for column in columns]
         marked = [_line([_cell(cell) for cell in line]) for line in lines]

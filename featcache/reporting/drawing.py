@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "svg")
 _DPI = 160
-_RC: dict[str, Any] = {
+_RC: Any = {
     "svg.fonttype": "none",  # text stays text: it can be read aloud, searched and coloured
     "svg.hashsalt": "featcache",  # equal figures give equal bytes
     "text.parse_math": False,  # a class may be called $x$
@@ -80,7 +80,7 @@ def style(palette: Palette) -> Iterator[None]:
     """Draw in the house's style, without warnings of fonts that lack a sign of some language."""
     import matplotlib as mpl
 
-    own = {
+    own: Any = {
         "text.color": palette.ink,
         "axes.labelcolor": palette.ink,
         "axes.edgecolor": palette.muted,
@@ -93,7 +93,7 @@ def style(palette: Palette) -> Iterator[None]:
         "grid.color": palette.grid,
         "grid.linewidth": 0.8,
     }
-    with mpl.rc_context({**_RC, **own}), warnings.catch_warnings():
+    with mpl.rc_context(_RC | own), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")
         warnings.filterwarnings("ignore", message=".*does not support .* natively")
         yield

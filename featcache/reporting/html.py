@@ -50,12 +50,7 @@ def page(gathered: Gathered, judged: Sequence[Judged], closeups_of: Mapping[str,
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": words.percent, "decimal": words.decimal, "count": words.count}
-    environment.filters |= {
-        "plain": words.plain,
-        "bound": _bound,
-        "seconds": words.seconds,
-        "size": words.size,
-    }
+    environment.filters |= {"plain": words.plain, "bound": _bound}
     script = _part("script.js")
     return environment.get_template("page.html").render(
         title=_title(gathered),

@@ -162,9 +162,7 @@ def _notes(group: Group) -> list[str]:
         notes.append("Of some runs the peak memory counts from the start of the process, not of the fit.")
     kinds = {entry.costs.reads for entry in group.entries}
     if kinds == {"features"}:
-        notes.append(
-            "Times begin with features that lie in a cache: for new images the backbone's come on top."
-        )
+        notes.append("Times begin with features in a cache: for new images the backbone's come on top.")
     if len(kinds) > 1:
         notes.append(
             "Seconds of some runs begin with features that lie in a cache, of others with images: "

@@ -107,7 +107,7 @@ COLUMNS: tuple[Column, ...] = (
 
 
 def shown(entries: Sequence[Entry]) -> list[Column]:
-    """Return the columns, without those in which nothing is known, or all read the same; the first two stay."""
+    """Return the columns that tell something: not where nothing is known, or all texts are the same."""
     found = []
     for at, column in enumerate(COLUMNS):
         there = {column.value(entry) for entry in entries}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from featcache.images.catalogue import open_source
 from featcache.store.cache import Cache
@@ -14,6 +16,10 @@ from featcache.store.records import cache_key
 from featcache.training.fit import Training, train
 from tests.kit_caches import recipe
 
+drawn = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("matplotlib", "jinja2")),
+    reason='matplotlib or Jinja is missing: pip install "featcache[report]"',
+)
 HOSTILE = '</script><script>alert("$x$")</script>'
 
 

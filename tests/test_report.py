@@ -36,7 +36,7 @@ from featcache.training.grid import parse
 from featcache.training.sweep import Sweep, sweep
 from tests.kit_caches import empty_cache, separable_cache
 from tests.kit_images import make_folder
-from tests.kit_reports import HOSTILE, cache_of, filled, run_of
+from tests.kit_reports import HOSTILE, cache_of, drawn, filled, run_of
 
 QUICK = {"epochs": 3, "patience": None}
 
@@ -159,6 +159,7 @@ def test_values_are_those_that_compare_and_the_records_have(hostile: Path) -> No
         assert pair["difference"] == pytest.approx(-pairs[group["runs"][0]["run"], pair["run"]]["difference"])
 
 
+@drawn
 def test_unknown_stays_unknown_everywhere(tmp_path: Path) -> None:
     cache = separable_cache(tmp_path)
     known, old = run_of(cache), run_of(cache, "knn")
@@ -303,6 +304,7 @@ class Page(HTMLParser):
         self.text += data
 
 
+@drawn
 def test_what_strangers_named_stays_text(page: str) -> None:
     found = Page(page)
     assert [tag for tag, _ in found.elements].count("script") == 1
@@ -310,6 +312,7 @@ def test_what_strangers_named_stays_text(page: str) -> None:
     assert found.text.count(HOSTILE) > 10 and 'b" onload="x' in found.text and "$\\frac{" in found.text
 
 
+@drawn
 def test_the_page_needs_nothing_else_and_lets_only_its_own_script_run(page: str) -> None:
     found = Page(page)
     links = [attrs[name] or "" for _, attrs in found.elements for name in ("src", "href") if name in attrs]
@@ -326,6 +329,7 @@ def test_the_page_needs_nothing_else_and_lets_only_its_own_script_run(page: str)
     assert set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
 
 
+@drawn
 def test_the_page_is_the_same_every_time_and_has_every_part(page: str, hostile: Path) -> None:
     assert _report(hostile).html() == page
     for part in ("Comparison", "Accuracy against time to fit", "Memory", "Worst class.", "Reliability",
@@ -336,6 +340,7 @@ def test_the_page_is_the_same_every_time_and_has_every_part(page: str, hostile: 
     assert Page(page).elements.count(("caption", {})) >= 10
 
 
+@drawn
 def test_pictures_are_of_the_images_embedded_or_it_is_said_why_not(hostile: Path, tmp_path: Path) -> None:
     photos = make_folder(tmp_path / "photos", train=6, test=3)
     cache = cache_of(photos, tmp_path / "features")
@@ -359,6 +364,7 @@ def test_pictures_are_of_the_images_embedded_or_it_is_said_why_not(hostile: Path
     assert "The images are not there" not in again.html()
 
 
+@drawn
 def test_a_hundred_classes_stay_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"species number {number:03d}" for number in range(100)]
     cache = _many_classes(tmp_path, names)
@@ -382,6 +388,7 @@ def _many_classes(folder: Path, names: list[str]) -> Cache:
     return filled(Cache.create(folder / f"many--resnet18--{key[:10]}", record, plan))
 
 
+@drawn
 def test_of_many_runs_the_best_are_looked_at_and_the_page_stays_small(tmp_path: Path) -> None:
     cache = empty_cache(tmp_path, {"train": 90, "test": 30}, {"flatten": 4})
     filled(cache)
@@ -397,6 +404,7 @@ def test_of_many_runs_the_best_are_looked_at_and_the_page_stays_small(tmp_path: 
     assert any("fitted together" in note for note in report.judged[0].notes)
 
 
+@drawn
 def test_figures_are_sound_files_that_hold_strange_names(hostile: Path) -> None:
     report = _report(hostile, details=1)
     found = dict(report.figures())
@@ -413,6 +421,7 @@ def test_figures_are_sound_files_that_hold_strange_names(hostile: Path) -> None:
         next(report.figures(("gif",)))
 
 
+@drawn
 def test_every_axis_has_its_unit(hostile: Path) -> None:
     found: Gathered = _report(hostile).gathered
     for name, draw in charts.overview(found.entries, drawing.PAPER).items():
@@ -432,6 +441,7 @@ def test_without_what_draws_it_is_said_what_to_install(
     assert report.values()["groups"] and tables.to_csv(report.gathered.groups)
 
 
+@drawn
 def test_a_run_that_lies_in_no_cache_is_shown_as_far_as_it_goes(tmp_path: Path) -> None:
     cache = separable_cache(tmp_path)
     folder = run_of(cache, "mlp", hidden=(4,), **QUICK)

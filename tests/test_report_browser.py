@@ -14,8 +14,9 @@ import pytest
 from featcache.reporting.gathering import gather
 from featcache.reporting.report import Report
 from tests.kit_images import make_folder
-from tests.kit_reports import HOSTILE, cache_of, run_of
+from tests.kit_reports import HOSTILE, cache_of, drawn, run_of
 
+pytestmark = drawn
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 

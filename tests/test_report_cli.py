@@ -18,7 +18,7 @@ from featcache.store.recent import mark_used
 from featcache.training import again, runs
 from featcache.training.fit import Training, train
 from tests.kit_caches import separable_cache
-from tests.kit_reports import run_of
+from tests.kit_reports import drawn, run_of
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def _call(capfd: pytest.CaptureFixture[str], cache: Cache, *arguments: str) -> t
     return code, *capfd.readouterr()
 
 
+@drawn
 def test_a_page_is_written_and_json_says_where(
     cache: Cache, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

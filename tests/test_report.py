@@ -430,6 +430,7 @@ def test_every_axis_has_its_unit(hostile: Path) -> None:
         assert axes.get_ylabel() == "" or "(%)" in axes.get_ylabel(), name
 
 
+@drawn
 def test_without_what_draws_it_is_said_what_to_install(
     hostile: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def _lines(
 def reliability(bins: Sequence[Bin], ece: float | None, palette: Palette) -> Figure:
     """Draw how often predictions of each confidence are right, and below it how many there are."""
     with style(palette):
-        figure = new_figure(WIDTH, 330)
+        figure = new_figure(WIDTH, 350)
         top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         middles = [50 * (each.low + each.high) for each in bins]
         wide = [96 * (each.high - each.low) for each in bins]
@@ -92,7 +92,7 @@ def reliability(bins: Sequence[Bin], ece: float | None, palette: Palette) -> Fig
         )
         top.set_ylabel("right (%)")
         top.set_ylim(0, 100)
-        top.legend(loc="upper left")
+        figure.legend(loc="outside upper left", ncols=3)
         below.bar(middles, [each.rows for each in bins], wide, color=palette.soft)
         below.set_ylabel("rows")
         below.set_xlim(0, 100)

@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "training": {"store", "heads"},
     "inference": {"images", "store", "backbones", "heads"},
     "reporting": {"images", "store", "training"},
-    "api": {"extraction", "training", "inference", "store"},
+    "api": {"extraction", "training", "inference", "reporting", "store"},
     "commands": {
         "api",
         "reporting",

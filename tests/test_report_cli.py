@@ -135,3 +135,17 @@ def test_the_extraction_that_is_shown_asks_for_the_same_features() -> None:
     for name, value in given.items():
         expected = request.to_dict()[name]
         assert (list(value) if isinstance(value, tuple) else value) == expected, name
+
+
+@drawn
+def test_the_same_from_python(cache: Cache, tmp_path: Path) -> None:
+    import featcache
+
+    name = run_of(cache).name
+    features = cache.path.parent
+    found = featcache.report(name, out=tmp_path / "deep" / "page.html", features_dir=features)
+    assert [line["run"] for line in found["groups"][0]["runs"]] == [name]
+    assert name in (tmp_path / "deep" / "page.html").read_text()
+    (tmp_path / "deep" / "page.html").unlink()
+    assert featcache.report(out=None, features_dir=features) == found
+    assert not (tmp_path / "deep" / "page.html").exists()

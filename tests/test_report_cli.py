@@ -101,7 +101,7 @@ def test_the_command_that_is_shown_makes_the_same_run_again(
     done = train(
         cache, Training(head, HEADS[head], val_fraction=0.3, split_seed=7, test=True, calibrate=True)
     )
-    command, remark = again.train_command(done.record)
+    command, remark = again.train_command(done.record, {})
     assert command is not None and remark == ""
     capfd.readouterr()
     words = shlex.split(command)[1:]
@@ -117,9 +117,8 @@ def test_the_command_that_is_shown_makes_the_same_run_again(
 
 def test_a_run_on_some_rows_says_what_made_it() -> None:
     subset = {"per_class": 5, "fraction": None, "trial": 1, "seed": 0}
-    command, remark = again.train_command({"subset": subset, "head": "mlp"})
+    command, remark = again.train_command({"subset": subset, "head": "mlp"}, {})
     assert command is None and "5 per class, trial 1" in remark and "featcache sweep" in remark
-    assert again.train_command({"command": "featcache finetune"}) == ("featcache finetune", "")
 
 
 def test_the_extraction_that_is_shown_asks_for_the_same_features() -> None:

@@ -195,10 +195,12 @@ def about(entry: Entry) -> list[tuple[str, str]]:
     record = entry.record
     pairs = [(name, record.get(name)) for name in ("run", "created", "cache", "dataset", "backbone", "node")]
     pairs += [("training rows", record.get("train_rows")), ("head", record["head"])]
+    if isinstance(record.get("network"), Mapping):
+        pairs += _flat(record["network"], "network · ")
     pairs += _flat(record["params"], "head · ")
     pairs += _flat(record["split"], "")
     if entry.cache is not None:
-        pairs += _flat(entry.cache.record["recipe"], "recipe · ")
+        pairs += _flat(entry.cache.record.get("recipe") or {}, "recipe · ")
     pairs += _flat(record.get("versions") or {}, "version of ")
     return [(name, str(value)) for name, value in pairs if value is not None]
 
@@ -220,13 +222,14 @@ def _flat(values: Mapping[str, Any], prefix: str) -> list[tuple[str, Any]]:
 def commands(entry: Entry) -> list[tuple[str, str]]:
     """Return what to run to have the run again, as pairs of what it does and the command line or a remark."""
     found = []
-    if entry.cache is not None and entry.cache.record.get("request"):
-        found.append(("Extract the features", again.extract_command(entry.cache.record["request"])))
+    request = {} if entry.cache is None else entry.cache.record.get("request") or {}
+    if entry.cache is not None and "recipe" in entry.cache.record and request:
+        found.append(("Extract the features", again.extract_command(request)))
     try:
-        command, remark = again.train_command(entry.record)
+        command, remark = again.train_command(entry.record, request)
     except (FeatcacheError, KeyError, TypeError, ValueError):
         command, remark = None, "It is not known how this run was made."
-    found += [("Train the head", command)] if command else []
+    found += [("Train", command)] if command else []
     found += [("Remark", remark)] if remark else []
     return found
 

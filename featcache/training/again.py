@@ -8,14 +8,17 @@ from typing import Any
 
 from featcache.training.subsets import Fold, from_record
 
+_BEGUN = ("weights", "hidden", "channels", "preprocess", "image_size", "normalize", "limit", "max_pixels")
 
-def train_command(run: Mapping[str, Any]) -> tuple[str | None, str]:
+
+def train_command(run: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[str | None, str]:
     """Return the command that makes a run like this one, None where there is no single one, and a remark.
 
-    Every option is given, so that it does not depend on defaults that may change.
+    Every option is given, so that it does not depend on defaults that may change. `request` says where a
+    whole network had its images from; runs of heads do not need it.
     """
-    if isinstance(own := run.get("command"), str):
-        return own, ""
+    if isinstance(run.get("network"), Mapping):
+        return _finetune(run, request), ""
     if run.get("subset") is not None:
         rows = from_record(run["subset"])
         kind = "--cv" if isinstance(rows, Fold) else "--few-shot or --fractions"
@@ -30,6 +33,19 @@ def train_command(run: Mapping[str, Any]) -> tuple[str | None, str]:
     words += ["--test"] if run.get("test") else []
     remark = "The number of epochs and the choice are those of cross-validation." if run.get("cv") else ""
     return shlex.join(words), remark
+
+
+def _finetune(run: Mapping[str, Any], request: Mapping[str, Any]) -> str:
+    """Return the command that trains a whole network; one begun with a run takes data and split from it."""
+    words = ["featcache", "finetune"]
+    begun = bool(run["params"].get("from_run"))
+    if not begun:
+        words += ["--network", str(run["backbone"]), *_option("dataset", request.get("dataset"))]
+    given = {} if begun else run["split"]
+    for name, value in {**run["params"], **given}.items():
+        empty = value is None and name != "patience"
+        words += [] if empty or value == [] or (begun and name in _BEGUN) else _option(name, value)
+    return shlex.join([*words, *(["--test"] if run.get("test") else [])])
 
 
 def extract_command(request: Mapping[str, Any]) -> str:

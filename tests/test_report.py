@@ -26,6 +26,7 @@ from featcache.reporting import charts, details, drawing, tables, words
 from featcache.reporting.details import confusions, reliability
 from featcache.reporting.gathering import Gathered, folders_of, gather
 from featcache.reporting.judging import Judged, judge, pareto
+from featcache.reporting.labels import labelled
 from featcache.reporting.report import Asked, Report
 from featcache.store import records
 from featcache.store.cache import Cache
@@ -241,6 +242,24 @@ def test_confusions_are_the_largest_fields_beside_the_diagonal() -> None:
     found = confusions(np.array([[9, 1, 0], [4, 0, 0], [0, 3, 5]]), ("a", "b", "c"))
     assert [(c.true, c.predicted, c.rows) for c in found] == [("b", "a", 4), ("c", "b", 3), ("a", "b", 1)]
     assert found[1].share == 3 / 8
+
+
+def _record(head: str, **facts: Any) -> dict[str, Any]:
+    params = facts.pop("params", {})
+    return {"run": f"{head}-0000000{len(params)}", "head": head, "params": params, **facts}
+
+
+def test_labels_name_what_differs_and_no_two_are_the_same() -> None:
+    lr = [_record("mlp", params={"hidden": [50, 20], "lr": value, "seed": 0}) for value in (0.1, 0.2)]
+    assert labelled(lr) == ["mlp 50-20 lr=0.1", "mlp 50-20 lr=0.2"]
+    nodes = [_record("knn", backbone="a", node=node) for node in ("x", "y")]
+    nodes.append(_record("knn", backbone="b", node="z"))
+    assert labelled(nodes) == ["knn · a · x", "knn · a · y", "knn · b"]
+    alike = [{**_record("ridge"), "run": f"ridge-{n}"} for n in "ab"]
+    assert labelled(alike) == ["ridge (a)", "ridge (b)"]
+    few = {"per_class": 5, "fraction": None, "trial": 0, "seed": 0}
+    some = [_record("ridge", subset=few), _record("ridge", subset={"strange": 1}), _record("ridge")]
+    assert labelled(some) == ["ridge on 5 per class, trial 0", "ridge on some rows", "ridge"]
 
 
 # --- words ---

@@ -34,8 +34,9 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
         parts.append(_subset(subset))
     if record.get("calibration") and not all(other.get("calibration") for other in records):
         parts.append("calibrated")
-    for name in ("backbone", "node", "dataset"):
-        if len({str(other.get(name)) for other in records}) > 1 and record.get(name):
+    same = [other for other in records if other.get("backbone") == record.get("backbone")]
+    for name, among in (("backbone", records), ("node", same), ("dataset", records)):
+        if len({str(other.get(name)) for other in among}) > 1 and record.get(name):
             parts.append(f"· {record[name]}")
     return plain(" ".join(parts))
 

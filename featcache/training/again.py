@@ -8,7 +8,9 @@ from typing import Any
 
 from featcache.training.subsets import Fold, from_record
 
-_BEGUN = ("weights", "hidden", "channels", "preprocess", "image_size", "normalize", "limit", "max_pixels")
+# what a fine-tuning that begins with a run takes from it
+_BEGUN = ("hidden", "channels", "preprocess", "image_size", "normalize", "limit", "max_pixels")
+_BEGUN += ("val_fraction", "split_seed", "split_mode")
 
 
 def train_command(run: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[str | None, str]:
@@ -41,10 +43,10 @@ def _finetune(run: Mapping[str, Any], request: Mapping[str, Any]) -> str:
     begun = bool(run["params"].get("from_run"))
     if not begun:
         words += ["--network", str(run["backbone"]), *_option("dataset", request.get("dataset"))]
-    given = {} if begun else run["split"]
-    for name, value in {**run["params"], **given}.items():
-        empty = value is None and name != "patience"
-        words += [] if empty or value == [] or (begun and name in _BEGUN) else _option(name, value)
+    for name, value in {**run["params"], **run["split"]}.items():
+        unsaid = value in ([], "auto") or (value is None and name != "patience")
+        if not unsaid and not (begun and name in _BEGUN):
+            words += _option(name, value)
     return shlex.join([*words, *(["--test"] if run.get("test") else [])])
 
 

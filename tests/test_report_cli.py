@@ -151,17 +151,20 @@ def test_the_same_from_python(cache: Cache, tmp_path: Path) -> None:
 
 
 def test_a_whole_network_s_command_takes_from_a_run_what_that_has_decided() -> None:
-    record = {
-        "run": "scratch-1", "head": "scratch", "backbone": "small-cnn", "network": {"size": 32}, "test": {"n": 1},
-        "params": {"weights": "auto", "from_run": None, "hidden": [], "lr": 0.01, "patience": None, "limit": 5},
-        "split": {"val_fraction": 0.2},
-    }  # fmt: skip
+    params = {"weights": "auto", "from_run": None, "hidden": [], "lr": 0.01, "patience": None, "limit": 5}
+    record: dict[str, Any] = {
+        "run": "scratch-1",
+        "head": "scratch",
+        "backbone": "small-cnn",
+        "params": params,
+    }
+    record |= {"network": {"size": 32}, "test": {"n": 1}, "split": {"val_fraction": 0.2}}
     command, _ = again.train_command(record, {"dataset": "folder:my photos"})
     assert command == (
-        "featcache finetune --network small-cnn --dataset 'folder:my photos' --lr 0.01 --patience 0 --limit 5 "
-        "--val-fraction 0.2 --test"
+        "featcache finetune --network small-cnn --dataset 'folder:my photos' --lr 0.01 --patience 0 "
+        "--limit 5 --val-fraction 0.2 --test"
     )
-    record["params"] = {**record["params"], "from_run": "mlp-1"}  # type: ignore[dict-item]
+    record["params"] = {**record["params"], "from_run": "mlp-1"}
     assert again.train_command(record, {})[0] == (
         "featcache finetune --from-run mlp-1 --lr 0.01 --patience 0 --test"
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from featcache.api import compare, evaluate, extract, predictor, sweep, train_head
+    from featcache.api import compare, evaluate, extract, predictor, report, sweep, train_head
     from featcache.errors import FeatcacheError
     from featcache.heads.baselines import DummyHead, NaiveBayesHead
     from featcache.heads.convex import LogisticHead, RidgeHead
@@ -51,6 +51,7 @@ _PLACES = {
     "extract": "featcache.api",
     "load_head": "featcache.heads.saving:loads",
     "predictor": "featcache.api",
+    "report": "featcache.api",
     "sweep": "featcache.api",
     "train_head": "featcache.api",
 }
@@ -77,6 +78,7 @@ __all__ = [
     "extract",
     "load_head",
     "predictor",
+    "report",
     "sweep",
     "train_head",
 ]

@@ -244,3 +244,33 @@ def compare(*names: str, split: str | None = None, features_dir: PathLike = "fea
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
     return comparison.compare([runs.find_run(Path(features_dir), name) for name in names], split)
+
+
+def report(
+    *names: str,
+    out: PathLike | None = "report.html",
+    split: str | None = None,
+    details: int = 12,
+    dataset: str | None = None,
+    data_dir: PathLike = "data",
+    features_dir: PathLike = "features",
+) -> dict[str, Any]:
+    """Report on runs or caches, all there are where none is named; write the page and return its numbers.
+
+    `out` is where the page goes, None for none; `details` how many runs it looks at closely; `dataset` where
+    the images are now, if they were moved. The numbers are those of `featcache report --json`.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    from featcache import atomic
+    from featcache.reporting.gathering import folders_of, gather
+    from featcache.reporting.report import Asked, Report
+
+    folders, named = folders_of(Path(features_dir), names)
+    made = Report(gather(folders, split, named=named), Asked(Path(data_dir), dataset, details))
+    if out is not None:
+        path = Path(out).absolute()
+        atomic.make_folder(path.parent)
+        atomic.write(path, made.html().encode("utf-8", "backslashreplace"))
+    return made.values()

@@ -162,7 +162,10 @@ def test_compare_json_and_words(cli: Cli, easy: Cache) -> None:
     ]
     found = cli.json("compare", *ids)
     assert set(found) == set(KEYS["compare"]) and found["split"] == "test"
-    assert set(found["runs"][0]) == {"run", "head", "cache", "subset", "accuracy", "low", "high"}
+    assert set(found["runs"][0]) == {
+        "run", "head", "cache", "subset", "accuracy", "low", "high", "costs",
+    }  # fmt: skip
+    assert found["runs"][0]["costs"]["reads"] == "features" and "s per 1000" in cli("compare", *ids)[1]
     assert all(name in KEYS["compare"]["pairs"] for name in found["pairs"][0])
     code, out, _ = cli("compare", *ids, "--split", "val")
     assert code == 0 and "on val, 48 rows" in out and ids[0] in out and "ifference" in out

@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "featcache"
 # A package may import itself and those listed; L0 modules may be imported by everybody.
-GROUND = {"errors", "atomic", "recipe", "stopping", "metrics", "progress", "selection", "version"}
+GROUND = {"errors", "atomic", "recipe", "stopping", "metrics", "progress", "selection", "version", "costs"}
 MAY_IMPORT = {
     "images": set(),
     "store": {"images"},
@@ -18,8 +18,19 @@ MAY_IMPORT = {
     "extraction": {"images", "store", "backbones"},
     "training": {"store", "heads"},
     "inference": {"images", "store", "backbones", "heads"},
-    "api": {"extraction", "training", "inference", "store"},
-    "commands": {"api", "inference", "extraction", "training", "store", "images", "backbones", "heads"},
+    "reporting": {"images", "store", "training"},
+    "api": {"extraction", "training", "inference", "reporting", "store"},
+    "commands": {
+        "api",
+        "reporting",
+        "inference",
+        "extraction",
+        "training",
+        "store",
+        "images",
+        "backbones",
+        "heads",
+    },
 }
 # What whole packages never load, wherever the import stands.
 NEVER = {

@@ -472,14 +472,15 @@ def test_the_best_by_calibration_error(cache: Cache) -> None:
         ledger.best("cece")
 
 
-def test_an_older_ledger_is_made_anew(cache: Cache) -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_ledger_is_made_anew(cache: Cache, version: int) -> None:
     first = fit.train(cache, Training("ridge")).record
     path = cache.path.parent / "ledger.sqlite"
     path.unlink()
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE runs (run TEXT PRIMARY KEY, head TEXT)")
         db.execute("INSERT INTO runs VALUES ('gone-00000000', 'gone')")
-        db.execute("PRAGMA user_version = 1")
+        db.execute(f"PRAGMA user_version = {version}")
     db.close()
     ledger = Ledger(cache.path.parent)
     (row,) = ledger.runs()

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import featcache
 from featcache.commands.json_keys import KEYS
 from featcache.commands.root import run
+from featcache.costs import Costs
 from featcache.errors import DamagedError, HeadError, OptionError
 from featcache.store.cache import Cache
 from featcache.training import fit, runs
@@ -162,6 +163,9 @@ def test_every_head_of_a_sweep_is_the_run_it_would_be_alone(cache: Cache) -> Non
     grid = parse("mlp", ["lr=1e-3,1e-2", "hidden=9,6/8", "weight_decay=0,1e-2"])
     swept = sweep(cache, Sweep(Training("mlp", {"epochs": 8, "seed": 5}), grid, seeds=2))
     assert (swept.heads, swept.found, swept.failed, swept.together) == (16, 0, 0, 8)
+    costs = Costs.from_record(swept.best["costs"])
+    assert costs.together == 8 and costs.fit_seconds == pytest.approx(swept.best["fit_seconds"], abs=1e-4)
+    assert costs.predict_rows == swept.best["val"]["n"] and costs.disk_bytes and costs.peak_ram_bytes
     assert len(swept.configurations) == 8 and len(_run_folders(cache)) == 16
     for configuration in swept.configurations:
         assert [record["params"]["seed"] for record in configuration.records] == [5, 6]

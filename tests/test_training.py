@@ -8,13 +8,17 @@ import sqlite3
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from featcache import atomic
+from featcache.costs import Costs
 from featcache.errors import CacheError, DamagedError, HeadError, OptionError, RunError
 from featcache.heads import saving
 from featcache.heads.catalogue import KINDS
+from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan
 from featcache.training import checkpoints, fit, runs
@@ -52,6 +56,7 @@ def test_a_run_is_stored_whole_and_loads_again(cache: Cache, kind: str) -> None:
     if kind != "dummy":
         assert record["val"]["accuracy"] > 0.8 and record["test"]["accuracy"] > 0.8  # by chance: .33
     assert record["fit_seconds"] > 0 and record["peak_rss_bytes"] > 10**7
+    _check_costs(record, (done.folder / runs.HEAD).stat().st_size)
     head = saving.loads(runs.read_file(done.folder, record, runs.HEAD))
     table = cache.table("test")
     assert np.array_equal(head.predict(table.X), done.head.predict(table.X))
@@ -61,6 +66,30 @@ def test_a_run_is_stored_whole_and_loads_again(cache: Cache, kind: str) -> None:
     assert (stored["test/proba"].argmax(1) == stored["test/label"]).mean() == record["test"]["accuracy"]
     row = Ledger(cache.path.parent).runs([f"run={record['run']}"])[0]
     assert row["val_accuracy"] == record["val"]["accuracy"] and row["params"] == record["params"]
+
+
+def _check_costs(record: dict[str, Any], size: int) -> None:
+    costs = Costs.from_record(record["costs"])
+    assert costs.fit_rows == record["train_rows"] * (record["epochs"] or 1)
+    assert costs.predict_rows == record["val"]["n"] + record["test"]["n"] == 108
+    seconds = record["val"]["predict_seconds"] + record["test"]["predict_seconds"]
+    assert costs.predict_seconds == pytest.approx(seconds, abs=2e-4) and costs.together == 1
+    assert costs.disk_bytes == size and costs.reads == "features" and costs.peak_gpu_bytes is None
+    assert (costs.ram_before_bytes or 0) <= (costs.peak_ram_bytes or 0) == record["peak_rss_bytes"]
+    if record["head"] == "ridge":  # 12 columns and a bias for 3 classes; mean and scale
+        assert (costs.parameters_trained, costs.parameters) == (39, 63)
+
+
+def test_a_run_without_costs_is_known_as_far_as_it_goes(cache: Cache) -> None:
+    done = train(cache, Training("ridge"))
+    record = runs.read_run(done.folder)
+    del record["costs"]
+    atomic.write(done.folder / runs.RUN, records.to_bytes(record))
+    ledger = Ledger(cache.path.parent)
+    ledger.rebuild()
+    row = ledger.runs()[0]
+    assert row["peak_rss_bytes"] == record["peak_rss_bytes"] and row["rss_since"] == "process start"
+    assert row["images_per_second"] > 0 and row["disk_bytes"] is None and row["parameters"] is None
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from featcache.commands import options
-from featcache.commands.output import say, show, show_json, show_table
+from featcache.commands.output import say, show, show_json, show_table, size
 
 
 @click.command(short_help="Is one run really better than another?")
@@ -42,9 +43,26 @@ def compare(names: tuple[str, ...], split: str | None, seed: int, features_dir: 
         del keys["trained on"]
     rows = [[each[key] for key in keys.values()] for each in found["runs"]]
     show_table(list(keys), rows, right=("accuracy", "from", "to"))
+    _show_costs(found["runs"])
     if found["pairs"]:
         show("")
     for pair in found["pairs"]:
         show(pair["verdict"])
     for note in found["notes"]:
         say(f"note: {note}")
+
+
+def _show_costs(runs: list[dict[str, Any]]) -> None:
+    """Write what each run cost; "-" is unknown."""
+    columns = ["run", "fit s", "s per 1000", "reads", "peak RAM", "peak GPU", "parameters", "on disk"]
+    rows = []
+    for each in runs:
+        costs = each["costs"]
+        sizes = [
+            None if costs[key] is None else size(costs[key])
+            for key in ("peak_ram_bytes", "peak_gpu_bytes", "disk_bytes")
+        ]
+        spent = [costs["fit_seconds"], costs["predict_seconds_per_1000"], costs["reads"]]
+        rows.append([each["run"], *spent, *sizes[:2], costs["parameters"], sizes[2]])
+    show("")
+    show_table(columns, rows, right=[name for name in columns if name not in ("run", "reads")])

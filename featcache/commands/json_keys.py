@@ -32,8 +32,28 @@ _RUN = {
     "train_rows": "how many",
     "calibration": "null unless --calibrate: temperature, and val and test with ece_before and ece_after",
     "fit_seconds": "time to fit, without reading and predicting",
-    "peak_rss_bytes": "largest resident memory of the process",
+    "peak_rss_bytes": "largest resident memory of the process, see `costs`",
     "params": "all options of the head",
+    "costs": "what it cost, see below",
+}
+
+COSTS = {
+    "fit_seconds": "wall clock; of heads fitted together each one's share",
+    "fit_rows": "rows trained on, each as often as it was seen",
+    "predict_seconds": "of the splits predicted when the run was made",
+    "predict_rows": "of these",
+    "reads": "what the seconds begin with: features (in a cache) or images (to be decoded)",
+    "peak_ram_bytes": "largest resident memory of the process, touched pages of mapped files included",
+    "ram_before_bytes": "of it there before: the interpreter, libraries, what the process had done",
+    "ram_since": "since when the peak counts: measurement, or process start where it cannot be set back",
+    "peak_gpu_bytes": "most GPU memory that torch's tensors had; null without a GPU",
+    "parameters_trained": "numbers that were learned",
+    "parameters": "numbers that the stored model holds, mean and scale included",
+    "disk_bytes": "of the stored model",
+    "together": "how many were fitted at once; memory is that of all",
+    "predict_seconds_per_1000": "seconds to predict 1000 rows",
+    "images_per_second": "rows predicted in a second",
+    "fit_images_per_second": "rows trained on in a second",
 }
 
 _EXTRACT = {
@@ -149,10 +169,33 @@ KEYS: dict[str, dict[str, str]] = {
         "seed": "of the bootstrap",
         "resamples": "of the bootstrap",
         "runs": "a list, each with run, head, cache, subset (of the training rows, in words, or null), "
-        "accuracy, and its 95 % interval from low to high",
+        "accuracy, its 95 % interval from low to high, and costs (see below)",
         "pairs": "a list, each with a, b, difference (b - a, of 1), low, high, only_a and only_b (rows that "
         "one alone got right), p (McNemar), p_holm, better (a run, or null) and verdict, a sentence",
         "notes": "what to keep in mind",
+    },
+    "report": {
+        "page": "where the page was written; null without one",
+        "figures": "the files of figures written",
+        "groups": "a list, each of runs evaluated on the same rows, with dataset, split, rows, runs (see "
+        "below), against (of each run but the first: run, difference of the first to it, low, high, p_holm, "
+        "worse; null where rows cannot be paired), front (runs on the Pareto front of accuracy and time to "
+        "fit, fastest first), verdict and notes (sentences)",
+        "left_out": "runs that are not in it, and why",
+    },
+    "a run of report": {
+        "rank": "by accuracy, from 1",
+        "run": "the run's id",
+        "label": "its short name in the report",
+        **dict.fromkeys(("dataset", "split", "rows", "head", "cache", "backbone", "node"), "as recorded"),
+        **dict.fromkeys(("train_rows", "epochs", "best_epoch"), "as recorded; null for what is not known"),
+        "accuracy": "share of rows",
+        "low": "of its 95 % interval",
+        "high": "likewise",
+        **{name: METRICS[name] for name in ("top5", "macro_f1", "log_loss", "ece")},
+        "worst_class": "the class with the least F1",
+        "worst_f1": "its F1",
+        **COSTS,
     },
     "ls": {"caches": "a list, each with cache, rows, columns, size, state"},
     "ls --datasets": {"datasets": "a list, each with name and about"},

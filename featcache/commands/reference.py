@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from featcache.commands.json_keys import KEYS, METRICS
+from featcache.commands.json_keys import COSTS, KEYS, METRICS
 from featcache.commands.root import root
 
 _HEAD = """# Command line
@@ -29,6 +29,7 @@ def reference() -> str:
     for name, keys in KEYS.items():
         parts.append(_table(name, keys))
     parts.append(_table("metrics of a split", METRICS))
+    parts.append(_table("costs of a run; null is unknown", COSTS))
     return "\n".join(parts)
 
 

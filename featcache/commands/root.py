@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "export:export",
     "runs": "runs:runs",
     "compare": "compare:compare",
+    "report": "report:report",
     "ls": "caches:ls",
     "info": "caches:info",
     "verify": "verify:verify",

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, show_table
+from featcache.costs import costs_of
 
 # Options that go to the head as they are; a head that does not know one says which it knows.
 HEADS = "linear, mlp, logreg, svm, ridge, knn, tree, forest, boosting, naive-bayes or dummy."
@@ -199,7 +200,7 @@ def result(record: dict[str, Any]) -> dict[str, Any]:
         "peak_rss_bytes",
         "params",
     )
-    return {key: record.get(key) for key in keys}
+    return {**{key: record.get(key) for key in keys}, "costs": costs_of(record).told()}
 
 
 def show_layers(rows: Any) -> None:

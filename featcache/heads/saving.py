@@ -80,6 +80,16 @@ def loads(source: bytes | str | Path) -> Head:
     return head
 
 
+def numbers(head: Head) -> tuple[int, int]:
+    """Return how many numbers a fitted head learned, and how many it holds with mean and scale.
+
+    All that is stored counts: of knn the training rows, of a tree its splits.
+    """
+    sizes = {name: int(_held(head, name).size) for name in _specs(head)}
+    whole = sum(sizes.values())
+    return whole - sizes.get("mean_", 0) - sizes.get("scale_", 0), whole
+
+
 def context_of(source: bytes | str | Path) -> dict[str, Any]:
     """Return the context that a head was saved with; of a file only the header is read.
 

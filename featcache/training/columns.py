@@ -7,9 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from featcache.costs import costs_of
 from featcache.errors import OptionError, unknown
 from featcache.training.subsets import from_record
 
+_COSTS = "costs"
 # column → its SQL type and where in a run's record it stands
 COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "run": ("TEXT PRIMARY KEY", ("run",)),
@@ -36,7 +38,16 @@ COLUMNS: dict[str, tuple[str, tuple[str, ...]]] = {
     "epochs": ("INTEGER", ("epochs",)),
     "best_epoch": ("INTEGER", ("best_epoch",)),
     "fit_seconds": ("REAL", ("fit_seconds",)),
-    "peak_rss_bytes": ("INTEGER", ("peak_rss_bytes",)),
+    "predict_seconds_per_1000": ("REAL", (_COSTS, "predict_seconds_per_1000")),
+    "images_per_second": ("REAL", (_COSTS, "images_per_second")),
+    "reads": ("TEXT", (_COSTS, "reads")),
+    "peak_rss_bytes": ("INTEGER", (_COSTS, "peak_ram_bytes")),
+    "rss_since": ("TEXT", (_COSTS, "ram_since")),
+    "peak_gpu_bytes": ("INTEGER", (_COSTS, "peak_gpu_bytes")),
+    "parameters_trained": ("INTEGER", (_COSTS, "parameters_trained")),
+    "parameters": ("INTEGER", (_COSTS, "parameters")),
+    "disk_bytes": ("INTEGER", (_COSTS, "disk_bytes")),
+    "fitted_together": ("INTEGER", (_COSTS, "together")),
     "params": ("TEXT", ("params",)),
 }
 # what a best run can be best by → in which order the best comes first
@@ -51,6 +62,10 @@ MEASURES = {
     "test_log_loss": "ASC",
     "test_ece": "ASC",
     "fit_seconds": "ASC",
+    "predict_seconds_per_1000": "ASC",
+    "peak_rss_bytes": "ASC",
+    "peak_gpu_bytes": "ASC",
+    "disk_bytes": "ASC",
 }
 GROUPS = ("cache", "head", "dataset", "backbone")  # what there can be a best run of each of
 _PARAMS = "params."
@@ -75,6 +90,8 @@ def values_of(run: Mapping[str, Any]) -> list[Any]:
 
 
 def _value(run: Mapping[str, Any], where: Sequence[str]) -> Any:
+    if where[0] == _COSTS:
+        return getattr(costs_of(run), where[1])
     value: Any = run
     for key in where:
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -7,6 +7,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from featcache.costs import costs_of
 from featcache.errors import OptionError, RunError
 from featcache.training import intervals, runs
 from featcache.training.scored import Scored, read_scored
@@ -34,9 +35,10 @@ def compare(
         resamples: of the bootstrap.
 
     Returns:
-        split, rows, seed, resamples; `runs`: run, head, cache, subset, accuracy, low, high; `pairs`: a, b,
-        difference (b - a), low, high, only_a and only_b (rows that one head alone got right), p (McNemar),
-        p_holm (corrected for the number of pairs), better (a run or None), verdict (a sentence); `notes`.
+        split, rows, seed, resamples; `runs`: run, head, cache, subset, accuracy, low, high, costs; `pairs`:
+        a, b, difference (b - a), low, high, only_a and only_b (rows that one head alone got right),
+        p (McNemar), p_holm (corrected for the number of pairs), better (a run or None), verdict (a sentence);
+        `notes`.
 
     Raises:
         OptionError: a run is named twice, or the split is unknown.
@@ -52,7 +54,10 @@ def compare(
         "split": chosen,
         "rows": len(scored[0].right),
         **drawing,
-        "runs": [_alone(each, **drawing) for each in scored],
+        "runs": [
+            {**_alone(each, **drawing), "costs": costs_of(record).told()}
+            for each, record in zip(scored, records, strict=True)
+        ],
         "pairs": _pairs(scored, **drawing),
         "notes": _notes(scored, records, chosen),
     }

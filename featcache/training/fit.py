@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache import atomic
+from featcache.costs import Costs, Meter, costs_of
 from featcache.errors import CacheError, OptionError, RunError
 from featcache.heads import saving
 from featcache.heads.base import Head
@@ -22,9 +22,9 @@ from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.table import Table, has_split
 from featcache.training import calibrated, checkpoints, runs, subsets, views
-from featcache.training.cost import peak_gpu_bytes, peak_rss_bytes
 from featcache.training.ledger import Ledger
 from featcache.training.predictions import Prediction, predict
+from featcache.training.spending import completed
 from featcache.version import VERSION
 
 CONFIG = "config.json"
@@ -142,26 +142,25 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
     if training.test_views:
         views.check_test(cache, training.test)
-    table, val = read_tables(cache, training)
-    if isinstance(head, NetworkHead):
-        watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
-    if text := views.forewarning(head, table):
-        watch.warns(text)
-    begin = time.perf_counter()
-    validation: dict[str, Any] = {} if val is None else {"X_val": val.selection, "y_val": val.y}
-    if drawn := views.drawn_of(table, mode):
-        hooks["views"] = drawn
-    head.fit(table.selection, table.labels, **validation, **hooks)
-    seconds = time.perf_counter() - begin
-    facts = facts_of(cache, training, run, head, table, seconds)
-    if training.calibrate and val is not None:
-        facts["calibration"], notes = calibrated.calibrate(head, val)
-        facts["notes"] += notes
-    found = [] if val is None else [predict(head, val)]
-    if training.test:
-        test = cache.table("test", **training.split_options(), views=views.shown(training.test_views))
-        found.append(predict(head, test))
-        facts["calibration"] = calibrated.add_test(facts["calibration"], head, test, found[-1])
+    with Meter() as meter:
+        table, val = read_tables(cache, training)
+        if isinstance(head, NetworkHead):
+            watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
+        if text := views.forewarning(head, table):
+            watch.warns(text)
+        validation: dict[str, Any] = {} if val is None else {"X_val": val.selection, "y_val": val.y}
+        if drawn := views.drawn_of(table, mode):
+            hooks["views"] = drawn
+        with meter.fitting():
+            head.fit(table.selection, table.labels, **validation, **hooks)
+        done, notes = calibrated.calibrate(head, val) if training.calibrate and val else (None, [])
+        found = [] if val is None else [predict(head, val)]
+        if training.test:
+            test = cache.table("test", **training.split_options(), views=views.shown(training.test_views))
+            found.append(predict(head, test))
+            done = calibrated.add_test(done, head, test, found[-1])
+    facts = facts_of(cache, training, run, head, table, meter.costs(reads="features"))
+    facts |= {"calibration": done, "notes": facts["notes"] + notes}
     return store(cache, folder, facts, head, found)
 
 
@@ -224,9 +223,9 @@ def context_of(cache: Cache, node: str) -> dict[str, Any]:
 
 
 def facts_of(
-    cache: Cache, training: Training, run: str, head: Head, table: Table, seconds: float
+    cache: Cache, training: Training, run: str, head: Head, table: Table, spent: Costs
 ) -> dict[str, Any]:
-    """Return what a run's record says of a head that was fitted to `table` in `seconds`, without metrics."""
+    """Return what a run's record says of a head that was fitted to `table`, without metrics."""
     return {
         "run": run,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -245,9 +244,9 @@ def facts_of(
         "epochs": getattr(head, "n_epochs_", None),
         "best_epoch": getattr(head, "best_epoch_", None),
         "calibration": None,
-        "fit_seconds": round(seconds, 4),
-        "peak_rss_bytes": peak_rss_bytes(),
-        "peak_gpu_bytes": peak_gpu_bytes(),
+        "fit_seconds": round(spent.fit_seconds or 0.0, 4),
+        "peak_rss_bytes": spent.peak_ram_bytes or 0,
+        "costs": spent.to_record(),
         "notes": list(getattr(head, "notes_", ())),
         "versions": {"featcache": VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
     }
@@ -264,6 +263,7 @@ def store(
         whole[prediction.split] = {**prediction.summary(cache.classes), **more}
         arrays |= prediction.arrays()
     data = saving.dumps(head, context_of(cache, facts["node"]))
+    whole["costs"] = completed(costs_of(whole), whole, head, data, predictions).to_record()
     record = runs.write_run(folder, whole, data, getattr(head, "history_", []), arrays)
     return Trained(_recorded(cache, record), head, folder)
 

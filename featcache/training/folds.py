@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.costs import Meter
 from featcache.heads.catalogue import create, options
 from featcache.store.cache import Cache
 from featcache.store.records import HEADS
@@ -84,11 +85,13 @@ def _known(
 def _train(
     cache: Cache, training: Training, head: Any, facts: Mapping[str, Any], folds: Prediction
 ) -> dict[str, Any]:
-    table, val = fit.read_tables(cache, training)
-    drawn = views.drawn_of(table, views.resolved(cache, training.head, training.view_mode))
-    head.fit(table.selection, table.labels, **({"views": drawn} if drawn else {}))
+    with Meter() as meter:
+        table, val = fit.read_tables(cache, training)
+        drawn = views.drawn_of(table, views.resolved(cache, training.head, training.view_mode))
+        with meter.fitting():
+            head.fit(table.selection, table.labels, **({"views": drawn} if drawn else {}))
     run = runs.new_id(training.head)
-    whole = fit.facts_of(cache, training, run, head, table, head.fit_seconds_)
+    whole = fit.facts_of(cache, training, run, head, table, meter.costs(reads="features"))
     found = [folds] + ([predict(head, val)] if val is not None else [])
     trained = fit.store(cache, runs.folder_of(cache.path, run), {**whole, SPLIT: facts}, head, found)
     return trained.record

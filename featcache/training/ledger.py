@@ -16,8 +16,8 @@ from featcache.training.columns import column as column_of
 from featcache.training.runs import all_runs, read_run, readable
 
 FILE = "ledger.sqlite"
-VERSION = 2
-_OLDER = (1,)  # whose columns are fewer: an index is made anew from the run folders
+VERSION = 3
+_OLDER = (1, 2)  # whose columns are fewer: an index is made anew from the run folders
 _NO_FOLD = "(subset IS NULL OR subset NOT LIKE 'fold %')"
 
 

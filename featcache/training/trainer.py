@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from featcache.costs import Costs, Meter
 from featcache.errors import OptionError
 from featcache.store.cache import Cache
 from featcache.store.records import HEADS
@@ -127,10 +128,13 @@ class Trainer:
             self.together = max(self.together, len(batch))
             self._tell(len(batch))
             told = partial(self._tell_epoch, batch=batch, rows=len(table))
-            for finished in fit_together([member.head for member in batch], data, told):
-                for number, error in finished:
-                    batch[number].failure = None if error is None else str(error)
-                self._store([batch[number] for number, error in finished if error is None], table, val)
+            with Meter() as meter:
+                for finished in fit_together([member.head for member in batch], data, told):
+                    for number, error in finished:
+                        batch[number].failure = None if error is None else str(error)
+                    spent = meter.costs(reads="features", together=len(batch))
+                    done = [batch[number] for number, error in finished if error is None]
+                    self._store(done, table, val, spent)
             self._pace.finish(_work(batch, len(table)))
             self._tell(0)
 
@@ -141,16 +145,16 @@ class Trainer:
             if text:
                 self._warn(text)
 
-    def _store(self, done: Sequence[Member], table: Table, val: Table) -> None:
+    def _store(self, done: Sequence[Member], table: Table, val: Table, spent: Costs) -> None:
         predictions = predict_all([member.head for member in done], val)
         for member, prediction in zip(done, predictions, strict=True):
-            self._store_one(member, table, prediction)
+            own = replace(spent, fit_seconds=round(member.head.fit_seconds_, 6))
+            self._store_one(member, table, prediction, own)
 
-    def _store_one(self, member: Member, table: Table, prediction: Prediction) -> None:
+    def _store_one(self, member: Member, table: Table, prediction: Prediction, spent: Costs) -> None:
         run = runs.new_id(self.training.head)
         training = replace(self.training, subset=member.subset)
-        seconds = member.head.fit_seconds_
-        facts = fit.facts_of(self.cache, training, run, member.head, table, seconds)
+        facts = fit.facts_of(self.cache, training, run, member.head, table, spent)
         folder = runs.folder_of(self.cache.path, run)
         member.record = fit.store(self.cache, folder, facts, member.head, [prediction]).record
         self._there = [*(self._there or []), member.record]

@@ -1,0 +1,59 @@
+"""Short names for runs: the kind of head, and the options in which it differs from others of its kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from featcache.reporting.words import plain
+from featcache.training.subsets import from_record
+
+_CHANGES_NOTHING = ("device",)
+_ALWAYS = ("kernel", "hidden")  # what people know such heads by
+
+
+def labelled(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a label for each record, all different.
+
+    Named are backbones, nodes and data where there are several, options that differ among the heads of a
+    kind, which training rows, and calibration; of those still alike, the last digits of their ids.
+    """
+    labels = [_label(record, records) for record in records]
+    times = Counter(labels)
+    return [
+        f"{label} ({record['run'].rpartition('-')[2]})" if times[label] > 1 else label
+        for label, record in zip(labels, records, strict=True)
+    ]
+
+
+def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
+    alike = [other for other in records if other["head"] == record["head"]]
+    parts = [str(record["head"]), *_options(record, alike)]
+    if subset := record.get("subset"):
+        parts.append(_subset(subset))
+    if record.get("calibration") and not all(other.get("calibration") for other in records):
+        parts.append("calibrated")
+    same = [other for other in records if other.get("backbone") == record.get("backbone")]
+    for name, among in (("backbone", records), ("node", same), ("dataset", records)):
+        if len({str(other.get(name)) for other in among}) > 1 and record.get(name):
+            parts.append(f"· {record[name]}")
+    return plain(" ".join(parts))
+
+
+def _options(record: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
+    named = []
+    for name, value in sorted(record["params"].items(), key=lambda item: item[0] not in _ALWAYS):
+        differs = any(other["params"].get(name, value) != value for other in alike)
+        known = name in _ALWAYS and value not in (None, "linear", [])
+        if name not in _CHANGES_NOTHING and (differs or known):
+            text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
+            named.append(text if name in _ALWAYS else f"{name}={text}")
+    return named
+
+
+def _subset(record: Mapping[str, Any]) -> str:
+    try:
+        return f"on {from_record(record)}"
+    except (KeyError, TypeError, ValueError):
+        return "on some rows"

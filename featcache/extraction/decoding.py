@@ -51,8 +51,8 @@ class Decoded:
     changed: int | None = None  # this one's bytes are not those of the plan
 
 
-class _Changed(Exception):
-    pass
+class Changed(Exception):
+    """The bytes of an image are not those of the plan."""
 
 
 def decode_into(
@@ -70,12 +70,12 @@ def decode_into(
     found, images = Decoded(), dict[int, NDArray[np.uint8]]()
     for place, planned in enumerate(hashes):
         try:
-            image = decode(_unchanged(source, place, planned), fitting.max_pixels)
+            image = decode(unchanged(source, place, planned), fitting.max_pixels)
         except BadImageError as error:
             out[place] = 0
             found.bad.append((place, error.message))
             continue
-        except _Changed:
+        except Changed:
             found.changed = place
             return found
         if fitted:
@@ -102,8 +102,13 @@ def _fitted(
     return found
 
 
-def _unchanged(source: Any, place: int, planned: bytes) -> bytes | NDArray[np.uint8]:
-    """Return what is stored for an image, if it is still that from which the plan was made."""
+def unchanged(source: Any, place: int, planned: bytes) -> bytes | NDArray[np.uint8]:
+    """Return what is stored for an image, if it is still that from which the plan was made.
+
+    Raises:
+        BadImageError: it cannot be read, and could not then.
+        Changed: it is not.
+    """
     try:
         data: bytes | NDArray[np.uint8] = source(place)
     except BadImageError:
@@ -111,7 +116,7 @@ def _unchanged(source: Any, place: int, planned: bytes) -> bytes | NDArray[np.ui
             raise  # it could not be read when the plan was made either
         data = b""
     if content_hash(data) != planned:
-        raise _Changed
+        raise Changed
     return data
 
 

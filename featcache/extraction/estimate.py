@@ -55,9 +55,8 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
     lane = lane_of(job.recipe, extractor, batch_size)
-    reader = Reader(
-        job.dataset, job.recipe.preprocess, reading(lane, batch_size, workers, job.request.max_pixels)
-    )
+    how = reading(lane, batch_size, workers, job.request.max_pixels, job.recipe.decoding.decoder)
+    reader = Reader(job.dataset, job.recipe.preprocess, how)
     n = min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
     rooms = deque(
         {node: lane.room((batch_size, width)) for node, width in extractor.columns.items()}

@@ -17,6 +17,7 @@ NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 STORE_DTYPES = ("float16", "float32", "int8")
 ON_BAD_IMAGE = ("error", "skip")
+DECODE = ("auto", "cpu", "gpu")
 RUNTIMES = ("auto", "torch", "compile", "openvino")
 RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
@@ -41,6 +42,7 @@ class Request:
     store_dtype: str = "float16"
     limit: int | None = None
     max_pixels: int = 50_000_000
+    decode: str = "auto"
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -49,6 +51,7 @@ class Request:
             ("normalize", NORMALIZE),
             ("precision", PRECISIONS),
             ("store_dtype", STORE_DTYPES),
+            ("decode", DECODE),
         ):
             if getattr(self, name) not in known:
                 raise OptionError(f"Unknown {name} {getattr(self, name)!r}.", f"Known: {', '.join(known)}.")
@@ -68,8 +71,11 @@ class Request:
             raise OptionError(f"layers must be a list of names, got {self.layers!r}.")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain JSON values."""
-        return {**asdict(self), "layers": list(self.layers)}
+        """Return the options as plain JSON values; who decodes stands there where it is not the CPU."""
+        plain = {**asdict(self), "layers": list(self.layers)}
+        if self.decode != "gpu":
+            del plain["decode"]
+        return plain
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Request:

@@ -246,6 +246,8 @@ def test_a_cache_of_its_own_and_the_same_bytes_every_time(
 ) -> None:
     files = {f"{n}": jpeg(picture(50 + n, 90)) for n in range(9)} | {"grey": PILLOWS["grey"]}
     folder(tmp_path, files)
+    call = JpegDecoder.__call__  # of libjpeg the pixels are Pillow's
+    monkeypatch.setattr(JpegDecoder, "__call__", lambda *given: [255 - image for image in call(*given)])
     asked = Request(f"folder:{tmp_path / 'photos'}", "pixels", image_size=16, decode="gpu")
     found = []
     for number, (workers, together) in enumerate(((1, 64), (3, 2), (2, 1))):
@@ -259,11 +261,10 @@ def test_a_cache_of_its_own_and_the_same_bytes_every_time(
     plain = Cache(extract(Request(asked.dataset, "pixels", image_size=16), where).path)
     assert plain.key != found[0].key and "decode" not in plain.record["request"]
     assert plain.recipe.decoding.decoder == "pillow"
-    step = found[0].recipe.preprocess
     row = next(i for i, name in enumerate(plain.plan.ids) if "grey" in name)
     ours, theirs = (cache.table("train", val_fraction=0).X for cache in (found[0], plain))
-    assert np.array_equal(ours[row], theirs[row]) and not np.array_equal(ours, theirs)
-    assert step == plain.recipe.preprocess
+    alike = (ours == theirs).all(axis=1)
+    assert alike[row] and alike.sum() == 1
 
 
 def test_who_decodes_by_default_moves_no_fingerprint() -> None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,10 +19,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from featcache.backbones import devices
 from featcache.backbones.preprocess import fit
+from featcache.backbones.runtimes import openvino
 from featcache.commands.root import run
 from featcache.errors import OptionError
-from featcache.extraction import device_decoding, pipeline, reader
+from featcache.extraction import device_decoding, machine, pipeline, reader
 from featcache.extraction.decoding import Fitting
 from featcache.extraction.device_decoding import JpegDecoder, OnDevice, decoder_for, decoder_name
 from featcache.extraction.extract import extract
@@ -292,3 +295,59 @@ def test_the_reader_is_told_by_the_recipe() -> None:
     assert pipeline.reading(lane, 4, 1, 100).jpeg is None
     made = pipeline.reading(lane, 4, 1, 100, decoder_name("cpu")).jpeg
     assert made is not None and made.device == "cpu"
+
+
+def test_a_machine_says_what_it_extracts_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
+    found = machine.runtimes()
+    assert list(found) == ["torch", "compile", "openvino"] and torch.__version__.startswith(found["torch"])
+    assert found["openvino"] == "no: it is not installed (pip install 'featcache[openvino]')"
+    assert machine.decoders() == {"cpu": f"pillow {PIL.__version__}", "gpu": "no: it needs an NVIDIA GPU"}
+    assert machine.precisions_of_devices()["cpu"].startswith("fp32, bf16, fp16")
+
+
+def test_an_old_gpu_has_fewer_precisions(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert devices.precisions("cuda:0") == ("fp32", "fp16")
+    with pytest.raises(OptionError, match="cuda:0 has no bfloat16"):
+        devices.check_precision("bf16", "cuda:0")
+    devices.check_precision("fp16", "cuda:0")
+
+
+IMPOSSIBLE = [
+    ("--runtime openvino", "it is not installed"),
+    ("--runtime openvino --precision fp16", "it is not installed"),
+    ("--precision tf32", "cpu has no TensorFloat-32"),
+    ("--device cuda:7", "no cuda:7 here"),
+]
+
+
+@pytest.mark.parametrize(("options", "why"), IMPOSSIBLE)
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_cannot_be_is_refused_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any, options: str, why: str, dry: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
+    folder(tmp_path, {"a": jpeg(), "b": jpeg()})
+    command = ["extract", *options.split(), *["--dry-run"][: int(dry)], "--backbone", "resnet18"]
+    where = ["--dataset", f"folder:{tmp_path / 'photos'}", "--features-dir", str(tmp_path / "features")]
+    assert run([*command, *where, "--weights", "nowhere.safetensors"]) == 1
+    said = capfd.readouterr().err
+    assert why in said and "nowhere" not in said and not (tmp_path / "features").exists()
+
+
+def test_a_cache_that_is_there_is_found_whatever_this_machine_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Made where there was a GPU, moved here with its images: no longer remembered, and yet a hit."""
+    folder(tmp_path, {"a": jpeg(), "b": jpeg()})
+    asked = Request(f"folder:{tmp_path / 'photos'}", "pixels", image_size=16, precision="tf32")
+    where = Settings(tmp_path / "features", tmp_path, "cpu")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(devices, "precisions", lambda device: ("fp32", "tf32"))
+        made = extract(asked, where)
+    assert not made.hit and extract(asked, where).path == made.path and extract(asked, where).hit
+    with pytest.raises(OptionError, match="TensorFloat"):
+        extract(Request(asked.dataset, "resnet18", "random:0", image_size=16, precision="tf32"), where)

@@ -203,7 +203,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let only these runtimes be there besides torch."""
 
     def set_(**kinds: type[Body]) -> None:
-        absent = type("Absent", (EagerBody,), {"absent": staticmethod(lambda work: "not here")})
+        absent = type("Absent", (EagerBody,), {"absent": staticmethod(lambda *given: "not here")})
         chosen = {"torch": EagerBody, "compile": absent, "openvino": absent, **kinds}
         for name, kind in chosen.items():
             monkeypatch.setitem(catalogue.RUNTIMES, name, kind)

@@ -75,7 +75,7 @@ def a_job(data: Path, backbone: str, weights: str, precision: str, folder: Path)
 def in_runtime(job: Job, runtime: str, sample: torch.Tensor) -> tuple[Extractor | None, str]:
     """The backbone in a runtime, or None and why not."""
     extractor = job.extractor("cpu")
-    why = RUNTIMES[runtime].absent(extractor.work)
+    why = RUNTIMES[runtime].absent("cpu", extractor.precision)
     if why or runtime == "torch":
         return (None if why else extractor), why
     body, why = checked(runtime, extractor.work, sample)

@@ -28,6 +28,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).parent))
+from timeline import Timeline, layers  # beside this file
+
 from featcache import atomic
 from featcache.backbones import graph
 from featcache.backbones.lane import Lane
@@ -36,7 +39,7 @@ from featcache.extraction import pipeline
 from featcache.extraction.batch_size import batch_size
 from featcache.extraction.extract import _create, compute, open_job, source_of
 from featcache.extraction.reader import Reader, cores
-from featcache.extraction.request import Request, Settings
+from featcache.extraction.request import DECODE, Request, Settings
 from featcache.extraction.resolve import Job
 from featcache.store import layout, shard
 from featcache.store.cache import Cache
@@ -163,11 +166,9 @@ class Bench:
     def decode(self) -> tuple[dict[str, float], tuple[int, int] | None]:
         """Return images a second of reading alone, and the size in which images come if not fitted."""
         lane = pipeline.lane_of(self.cache.recipe, self.extractor, self.size)
-        reader = Reader(
-            self.job.dataset,
-            self.job.recipe.preprocess,
-            pipeline.reading(lane, self.size, None, self.job.request.max_pixels),
-        )
+        decoder = self.job.recipe.decoding.decoder
+        how = pipeline.reading(lane, self.size, None, self.job.request.max_pixels, decoder)
+        reader = Reader(self.job.dataset, self.job.recipe.preprocess, how)
         shape: tuple[int, ...] = ()
         images, begin = 0, time.perf_counter()
         try:
@@ -225,6 +226,21 @@ def whole(job: Job, extractor: Extractor, settings: Settings, size: int, rounds:
     return rates
 
 
+def watched(job: Job, extractor: Extractor, settings: Settings, size: int) -> Timeline:
+    """Return when what happened in one more extraction."""
+    here = Settings(settings.features_dir / "watched", settings.data_dir, settings.device, size)
+    found = Timeline()
+    with found.watching():
+        cache = _create(job, here, dict(extractor.columns))
+        found.mark("cache created")
+        compute(cache, job, extractor, here, lambda *news: None)
+        found.mark("computed")
+        cache.seal()
+        found.mark("sealed")
+    shutil.rmtree(here.features_dir)
+    return found
+
+
 def measure(request: Request, asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     settings = Settings(folder / "features", folder / "data", asked.device, asked.batch_size)
     begin = time.perf_counter()
@@ -242,6 +258,11 @@ def measure(request: Request, asked: argparse.Namespace, folder: Path) -> dict[s
     threads = pipeline.WRITERS if extractor.device != "cpu" else 1
     stages = {**decoded, **bench.copies(own), **computed, **bench.shards(folder, threads)}
     rates = whole(job, extractor, settings, size, asked.rounds)
+    for line in watched(job, extractor, settings, size).lines() if asked.timeline else ():
+        say(line)
+    measured = partial(seconds, device=extractor.device, runs=asked.runs)
+    for name, micro, tera in layers(extractor, size, measured) if asked.layers else ():
+        say(f"  {name:44} {micro:8.2f} us an image  {tera:7.1f} TFLOP/s")
     flop = bench.flop()
     forward = stages["forward only"]
     # What of a stage is not hidden behind another: one shard is laid out, hashed and written by one thread.
@@ -297,6 +318,9 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=10, help="of each stage on the device")
     parser.add_argument("--side", type=int, default=8192, help="of the matrices")
     parser.add_argument("--folder", type=Path, help="where caches are made [default: temporary]")
+    parser.add_argument("--decode", default="auto", choices=DECODE)
+    parser.add_argument("--timeline", action="store_true", help="tell when what happens in an extraction")
+    parser.add_argument("--layers", action="store_true", help="tell how long every layer takes")
     parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args(given)
 
@@ -314,6 +338,7 @@ def main(given: list[str]) -> None:
                 precision=asked.precision,
                 image_size=asked.image_size,
                 limit=asked.limit,
+                decode=asked.decode,
             )
             found.append(measure(request, asked, folder))
             show(found[-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from featcache.backbones.preprocess import fit
 from featcache.errors import CacheError, DatasetError
 from featcache.extraction import reader as reading
+from featcache.extraction.decoding import Processes
 from featcache.extraction.pixels import Memory, Ring, ring_bytes
 from featcache.extraction.reader import Reader, Reading
 from featcache.images.catalogue import open_source
@@ -49,6 +51,8 @@ def read(dataset: Dataset, **how: Any) -> Iterator[tuple[range, NDArray[np.uint8
     made = Reader(
         dataset, STEP, Reading(**{"batch_size": 4, "workers": 2, "max_pixels": 10**6, "after": 3} | how)
     )
+    if isinstance(made._decoder, Processes):
+        made._decoder._welcome.join()  # or most would be decoded here
     kept: list[Any] = []
     try:
         for batch in made.batches(iter(PARTS)):
@@ -140,6 +144,32 @@ def test_an_image_that_changed_is_noticed(tmp_path: Path, processes: bool) -> No
         list(read(dataset, processes=processes))
 
 
+def test_until_processes_have_begun_images_are_decoded_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go, begin = threading.Event(), Processes._begin
+
+    def late(self: Processes, first: bytes) -> None:
+        assert go.wait(20)
+        begin(self, first)
+
+    monkeypatch.setattr(Processes, "_begin", late)
+    rng = np.random.default_rng(1)
+    dataset = photos(tmp_path, [tuple(rng.integers(20, 90, 2)) for _ in range(24)])
+    made = Reader(dataset, STEP, Reading(4, 2, 10**6, processes=True, after=30))
+    try:
+        batches = made.batches(iter(PARTS))
+        first = next(batches)
+        assert not made._decoder._begun  # type: ignore[union-attr]
+        go.set()
+        for batch in (first, *batches):
+            wanted = [fit(dataset.image(row), STEP) for row in range(batch.first, batch.stop)]
+            assert np.array_equal(batch.pixels, wanted)
+    finally:
+        go.set()
+        made.close()
+
+
 def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
     dataset = photos(tmp_path, [(20, 30)] * 24)
     made = Reader(dataset, STEP, Reading(4, 2, 10**6, processes=True, after=3))
@@ -147,6 +177,7 @@ def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
         for process in made._decoder._all:  # type: ignore[union-attr]
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
+        made._decoder._welcome.join()  # type: ignore[union-attr]
         with pytest.raises(CacheError, match=r"decodes images ended by itself \(code -9\)") as error:
             list(made.batches(iter(PARTS)))
         assert "--workers 1" in error.value.hint

@@ -26,7 +26,7 @@ QUICK = ["torch", "openvino"]  # torch.compile is checked on one small network: 
 
 def needs(name: str, precision: str = "fp32") -> Work:
     of = kit.work("squeezenet1_1", precision)
-    why = RUNTIMES[name].absent(of)
+    why = RUNTIMES[name].absent(of.device, of.precision)
     if why:
         pytest.skip(f"no {name}: {why}")
     return of
@@ -111,12 +111,11 @@ def test_unknown_and_absent_runtimes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_openvino_is_for_cpus_and_for_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
     of = needs("openvino")
     on_gpu = Work(of.exact, of.cast, "fp32", "cuda:0", 64, 2)
-    assert "not on cuda:0" in RUNTIMES["openvino"].absent(on_gpu)
-    assert on_gpu.streams == 1 and "not for cuda:0" in RUNTIMES["compile"].absent(on_gpu)
-    half = Work(of.exact, of.cast, "fp16", "cpu", 64, 2)
-    assert "fp16" in RUNTIMES["openvino"].absent(half)
+    assert "not on cuda:0" in RUNTIMES["openvino"].absent("cuda:0", on_gpu.precision)
+    assert on_gpu.streams == 1 and "not for cuda:0" in RUNTIMES["compile"].absent("cuda:0", on_gpu.precision)
+    assert "fp16" in RUNTIMES["openvino"].absent("cpu", "fp16")
     monkeypatch.setattr(openvino, "_has_bf16", lambda: False)
-    assert "no bfloat16" in RUNTIMES["openvino"].absent(Work(of.exact, of.cast, "bf16", "cpu", 64, 2))
+    assert "no bfloat16" in RUNTIMES["openvino"].absent("cpu", "bf16")
 
 
 def test_openvino_reports_nothing_to_its_makers() -> None:
@@ -204,7 +203,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Let only these runtimes be there besides torch."""
 
     def set_(**kinds: type[Body]) -> None:
-        absent = type("Absent", (EagerBody,), {"absent": staticmethod(lambda work: "not here")})
+        absent = type("Absent", (EagerBody,), {"absent": staticmethod(lambda *given: "not here")})
         chosen = {"torch": EagerBody, "compile": absent, "openvino": absent, **kinds}
         for name, kind in chosen.items():
             monkeypatch.setitem(catalogue.RUNTIMES, name, kind)

@@ -92,16 +92,23 @@ def check_precision(precision: str, device: str) -> None:
     """Refuse a precision that a resolved device does not have.
 
     Raises:
-        OptionError: tf32 on a CPU, or on a GPU older than compute capability 8.0.
+        OptionError: tf32 on a CPU, or tf32 or bf16 on a GPU older than compute capability 8.0.
     """
+    if precision not in precisions(device):
+        name = {"tf32": "TensorFloat-32", "bf16": "bfloat16"}[precision]
+        raise OptionError(
+            f"{device} has no {name}.", "Use --precision fp32, or a GPU of compute capability 8.0."
+        )
+
+
+def precisions(device: str) -> tuple[str, ...]:
+    """Return the precisions that a resolved device has; a CPU without bfloat16 computes it in steps."""
     import torch
 
-    if precision != "tf32":
-        return
-    if device == "cpu" or torch.cuda.get_device_capability(device) < (8, 0):
-        raise OptionError(
-            f"{device} has no TensorFloat-32.", "Use --precision fp32, or a GPU of compute capability 8.0."
-        )
+    if device == "cpu":
+        return ("fp32", "bf16", "fp16")
+    new = torch.cuda.get_device_capability(device) >= (8, 0)
+    return ("fp32", "tf32", "bf16", "fp16") if new else ("fp32", "fp16")
 
 
 class _Float32:

@@ -41,12 +41,16 @@ class Resizer:
             )
         self.plan = resize_plan(source, preprocess)
         self.device = torch.device(device)
-        self._down, self._across = _Pass(self.plan.down, self.device), _Pass(self.plan.across, self.device)
         self._kernel = None
-        if self.device.type == "cuda" and self._down.taps * self._across.taps <= KERNEL_TAPS:
+        if self.device.type == "cuda" and self.plan.down.count * self.plan.across.count <= KERNEL_TAPS:
             from featcache.backbones.resize_kernel import kernel_for
 
             self._kernel = kernel_for(self.plan, self.device)
+        if self._kernel is None:
+            self._down, self._across = (
+                _Pass(self.plan.down, self.device),
+                _Pass(self.plan.across, self.device),
+            )
 
     def __call__(self, images: Tensor) -> Tensor:
         """Return uint8 (B, crop, crop, 3), a new contiguous tensor, for uint8 images (B, H, W, 3).
@@ -102,7 +106,7 @@ class _Pass:
     """One pass over the middle axis of uint8 (B, n, L)."""
 
     def __init__(self, taps: Taps, device: torch.device) -> None:
-        (self.size, self.taps), self.copies = taps.weight.shape, taps.copies
+        self.size, self.copies = len(taps.weight), taps.copies
         self.stop = int(taps.index.max()) + 1  # pixels from here on do not count
         self._index = [torch.from_numpy(column.copy()).to(device) for column in taps.index.T]
         self._weight = [torch.from_numpy(column.copy()).view(1, -1, 1).to(device) for column in taps.weight.T]
@@ -116,7 +120,7 @@ class _Pass:
         return (total >> BITS).clamp_(0, 255).to(torch.uint8)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=1024)
 def resizer(source: Size, preprocess: Preprocess, device: str = "cpu") -> Resizer:
     """Return the `Resizer` of these arguments, made once a process."""
     return Resizer(source, preprocess, device)

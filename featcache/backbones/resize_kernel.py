@@ -19,6 +19,7 @@ from featcache.backbones.taps import BITS, HALF, Taps
 BLOCK = 1024  # output bytes a program
 
 _log = logging.getLogger(__name__)
+_compiled: set[tuple[object, ...]] = set()  # what has run: other images of as many taps need no trial
 
 try:
     import triton  # type: ignore[import-untyped]
@@ -35,18 +36,21 @@ def kernel_for(plan: ResizePlan, device: torch.device) -> Callable[[Tensor], Ten
     if triton is None:
         return None
     fused = _Fused(plan, device)
-    try:
-        fused(torch.zeros((1, *plan.source, 3), dtype=torch.uint8, device=device))
-        torch.cuda.synchronize(device)
-    except Exception as error:  # a compiler raises anything; torch's own passes do as well, if slower
-        _log.info("the resize kernel cannot be used: %s", str(error).splitlines()[:1])
-        return None
+    if fused.compiled not in _compiled:
+        try:
+            fused(torch.zeros((1, *plan.source, 3), dtype=torch.uint8, device=device))
+            torch.cuda.current_stream(device).synchronize()
+        except Exception as error:  # a compiler raises anything; torch's own passes do as well, if slower
+            _log.info("the resize kernel cannot be used: %s", str(error).splitlines()[:1])
+            return None
+        _compiled.add(fused.compiled)
     return fused
 
 
 class _Fused:
     def __init__(self, plan: ResizePlan, device: torch.device) -> None:
         self.plan = plan
+        self.compiled = (str(device), plan.down.count, plan.across.count, plan.down_first)
         self.down, self.across = (_on_device(taps, device) for taps in (plan.down, plan.across))
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,11 @@ class Taps:
     def part(self, first: int, count: int) -> Taps:
         """Return the taps of `count` output pixels from the `first` on."""
         return Taps(self.index[first : first + count], self.weight[first : first + count])
+
+    @property
+    def count(self) -> int:
+        """K, the source pixels that make an output pixel at most."""
+        return int(self.weight.shape[1])
 
     @property
     def copies(self) -> bool:
@@ -86,6 +92,7 @@ FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
 """Name → the filter's function and how far from its centre it is not zero, in source pixels."""
 
 
+@lru_cache(maxsize=1024)  # photos of many sizes share most of their sides
 def taps(source: int, target: int, interpolation: str) -> Taps:
     """Return the taps that resize `source` pixels to `target` along one axis.
 

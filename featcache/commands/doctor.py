@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +46,7 @@ def doctor(
     features_dir: Path,
     as_json: bool,
 ) -> int:
-    """Show versions, devices and folders, and test whether the features folder is safe to write to.
+    """Show versions, devices, what there is to extract with, and folders; test if features are safe here.
 
     Exit code 1 if the file system does not keep a promise the write protocol needs; with --drift, if a row
     computed here is further from the stored one than the recipe's precision allows.
@@ -57,9 +58,9 @@ def doctor(
     if as_json and not broken:
         show_json(facts)
     elif not as_json:
-        for group in ("versions", "devices", "folders"):
+        for group in ("versions", "devices", "precisions", "runtimes", "decoders", "folders"):
             show(group)
-            for name, value in facts[group].items():
+            for name, value in _lines(facts[group]):
                 show(f"  {name:<22} {value}")
         show("file system of the features folder")
         for name, why in facts["file_system"].items():
@@ -70,6 +71,17 @@ def doctor(
             f"The file system of {features_dir} is not safe: {name}: {why}.", "Choose another --features-dir."
         )
     return 0
+
+
+def _lines(group: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield name and value of each fact; of each device its model and what it has."""
+    for name, value in group.items():
+        if name != "devices":
+            yield name, str(value)
+            continue
+        for device in value:
+            memory = f", {size(device['memory_bytes'])}" if "memory_bytes" in device else ""
+            yield device["name"], f"{device['model']}, {device['capability']}{memory}"
 
 
 def _drift(
@@ -114,6 +126,7 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
     import torch
 
     from featcache.backbones.runtime import device_facts
+    from featcache.extraction import machine
     from featcache.extraction.estimate import free_bytes
     from featcache.extraction.request import versions
     from featcache.store.promises import check_promises
@@ -124,6 +137,9 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "devices": device_facts(),
+        "precisions": machine.precisions_of_devices(),
+        "runtimes": machine.runtimes(),
+        "decoders": machine.decoders(),
         "folders": {
             "data": str(data_dir.resolve()),
             "features": str(features_dir.resolve()),

@@ -10,6 +10,7 @@ import click
 from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, size
 from featcache.extraction.request import (
+    DECODE,
     NORMALIZE,
     ON_BAD_IMAGE,
     PRECISIONS,
@@ -106,6 +107,14 @@ DECIDING = [
         default=50_000_000,
         show_default=True,
         help="Larger images are not decoded.",
+    ),
+    click.option(
+        "--decode",
+        type=click.Choice(DECODE),
+        default="auto",
+        show_default=True,
+        help="gpu: plain JPEG files are decoded by the GPU, whose pixels differ a little: a cache of its "
+        "own; auto: cpu.",
     ),
 ]
 

@@ -231,6 +231,9 @@ KEYS: dict[str, dict[str, str]] = {
     "doctor": {
         "versions": "of Python and the libraries",
         "devices": "what there is to compute on",
+        "precisions": "device → the precisions it computes in",
+        "runtimes": "runtime → its version, or why it cannot be used here",
+        "decoders": "value of --decode → who decodes then, or why it cannot be used here",
         "folders": "where data, features and official weights are",
         "file_system": 'promise → "" where it is kept, else what happened',
     },

@@ -7,12 +7,14 @@ handful at a time through a pipe, and puts the pixels into shared memory. They i
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -41,8 +43,8 @@ class Decoded:
     changed: int | None = None  # this one's bytes are not those of the plan
 
 
-class _Changed(Exception):
-    pass
+class Changed(Exception):
+    """The bytes of an image are not those of the plan."""
 
 
 def decode_into(
@@ -67,13 +69,13 @@ def decode_into(
     found, images = Decoded(), dict[int, list[NDArray[np.uint8]]]()
     for place, planned in enumerate(hashes):
         try:
-            image = decode(_unchanged(source, place, planned), fitting.max_pixels)
+            image = decode(unchanged(source, place, planned), fitting.max_pixels)
             views = fitting.made(image, place, drawn)
         except BadImageError as error:
             out[:, place] = 0
             found.bad.append((place, error.message))
             continue
-        except _Changed:
+        except Changed:
             found.changed = place
             return found
         if fitted:
@@ -109,8 +111,13 @@ def _fitted(
     return found
 
 
-def _unchanged(source: Any, place: int, planned: bytes) -> bytes | NDArray[np.uint8]:
-    """Return what is stored for an image, if it is still that from which the plan was made."""
+def unchanged(source: Any, place: int, planned: bytes) -> bytes | NDArray[np.uint8]:
+    """Return what is stored for an image, if it is still that from which the plan was made.
+
+    Raises:
+        BadImageError: it cannot be read, and could not then.
+        Changed: it is not.
+    """
     try:
         data: bytes | NDArray[np.uint8] = source(place)
     except BadImageError:
@@ -118,7 +125,7 @@ def _unchanged(source: Any, place: int, planned: bytes) -> bytes | NDArray[np.ui
             raise  # it could not be read when the plan was made either
         data = b""
     if content_hash(data) != planned:
-        raise _Changed
+        raise Changed
     return data
 
 
@@ -144,6 +151,8 @@ class Threads:
 class Processes:
     """Decodes in processes of its own; the thread that calls waits.
 
+    Until the first has begun, which takes a third of a second, one thread decodes here: a GPU need not wait.
+
     Args:
         dataset: of images in files.
         fitting: what is done to every image.
@@ -160,12 +169,17 @@ class Processes:
         begin = _line(start | {"preprocess": asdict(fitting.preprocess), "views": views})
         self._all = [_started(memory.handle) for _ in range(count)]
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        for process in self._all:
-            _pipe(process.stdin).write(begin)
-            self._idle.put(process)
+        self._here, self._turn, self._begun = Threads(dataset, fitting), threading.Lock(), False
+        self._welcome = threading.Thread(target=self._begin, args=(begin,), name="begin", daemon=True)
+        self._welcome.start()
 
     def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
         """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
+        if not self._begun and self._turn.acquire(blocking=False):
+            try:
+                return self._here.decode(first, stop, room, place, fitted)
+            finally:
+                self._turn.release()
         task = {
             "files": [self._dataset.file(row) for row in range(first, stop)],
             "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),
@@ -193,8 +207,20 @@ class Processes:
         """End the processes."""
         for process in self._all:
             process.kill()  # they hold nothing that could be lost
+        self._welcome.join()
         for process in self._all:
             process.communicate()
+
+    def _begin(self, begin: bytes) -> None:
+        """Hand each process what all tasks have in common; it is idle when it answers, or when it is dead."""
+        for process in self._all:
+            with contextlib.suppress(OSError):
+                _pipe(process.stdin).write(begin)
+                _pipe(process.stdin).flush()
+        for process in self._all:
+            _pipe(process.stdout).readline()
+            self._idle.put(process)
+            self._begun = True
 
 
 def _started(handle: int) -> subprocess.Popen[bytes]:
@@ -250,6 +276,8 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     views = None if views is None else Views(**{**views, "policy": tuple(views["policy"])})
     fitting = Fitting(Preprocess(**step), start["max_pixels"], views)
     memory = _mapped(start["handle"], start["size"])
+    answers.write(_line("begun"))
+    answers.flush()
     while line := tasks.readline():
         task = json.loads(line)
         files, shape, hashes = task["files"], task["shape"], bytes.fromhex(task["hashes"])

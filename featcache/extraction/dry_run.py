@@ -11,6 +11,7 @@ from featcache.extraction.copying import nearest, views_shared
 from featcache.extraction.estimate import check_space, free_bytes, measured_rate, needed_bytes
 from featcache.extraction.extract import folder_with_key, open_job, source_of
 from featcache.extraction.pipeline import default_batch_size
+from featcache.extraction.possible import check_possible
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
 from featcache.extraction.runtime import take_runtime
@@ -40,6 +41,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     known = memory.recall(settings.features_dir, memory.sight(request, source).request_id)
     if known is not None:
         return _of_cache(Cache(known[0]), settings)
+    check_possible(request, settings)
     job = open_job(request, source, progress)
     folder = folder_with_key(settings.features_dir, job.key)
     cache = None if folder is None else Cache(folder)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import DatasetError
 from featcache.extraction import memory
+from featcache.extraction.possible import check_possible
 from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
 from featcache.images.sample import SPLITS
@@ -77,6 +78,7 @@ def extract(
     if known is not None:
         found = _found(*known, begin)
     else:
+        check_possible(request, settings)
         job = open_job(request, source, progress)
         for note in job.notes:
             notify(note)

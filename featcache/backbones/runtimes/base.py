@@ -78,8 +78,8 @@ class Body(ABC):
 
     @staticmethod
     @abstractmethod
-    def absent(work: Work) -> str:
-        """Return why this runtime cannot do such work on this machine; empty where it can."""
+    def absent(device: str, precision: str) -> str:
+        """Return why this runtime cannot compute so on this machine; empty where it can."""
 
     @abstractmethod
     def __init__(self, work: Work) -> None:

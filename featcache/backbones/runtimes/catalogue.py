@@ -11,6 +11,19 @@ from featcache.errors import BackboneError, OptionError, unknown
 RUNTIMES: dict[str, type[Body]] = {kind.name: kind for kind in (EagerBody, CompiledBody, OpenVinoBody)}
 
 
+def check_runtime(name: str, device: str, precision: str) -> None:
+    """Refuse a runtime that this machine does not have.
+
+    Raises:
+        OptionError: it is unknown, or cannot compute in the precision on the device; the reason.
+    """
+    if name not in RUNTIMES:
+        raise unknown("runtime", name, ("auto", *RUNTIMES))
+    why = RUNTIMES[name].absent(device, precision)
+    if why:
+        raise OptionError(f"The runtime {name} cannot be used here: {why}.", "Use --runtime torch or auto.")
+
+
 def make(name: str, work: Work) -> Body:
     """Return the network ready in a runtime.
 
@@ -18,11 +31,7 @@ def make(name: str, work: Work) -> Body:
         OptionError: the runtime is unknown, or cannot do such work on this machine.
         BackboneError: it cannot run this network.
     """
-    if name not in RUNTIMES:
-        raise unknown("runtime", name, ("auto", *RUNTIMES))
-    why = RUNTIMES[name].absent(work)
-    if why:
-        raise OptionError(f"The runtime {name} cannot be used here: {why}.", "Use --runtime torch or auto.")
+    check_runtime(name, work.device, work.precision)
     try:
         return RUNTIMES[name](work)
     except Exception as error:  # exporters and compilers raise anything

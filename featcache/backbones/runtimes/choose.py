@@ -67,7 +67,7 @@ def choose(
         measure: images a second of a body; `rate` where None.
     """
     known, measure = dict(known or {}), measure or rate
-    names = [name for name in WORTH_TRYING if not RUNTIMES[name].absent(work)]
+    names = [name for name in WORTH_TRYING if not RUNTIMES[name].absent(work.device, work.precision)]
     choice = Choice(make("torch", work))
     if not names:
         return choice

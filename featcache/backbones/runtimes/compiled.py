@@ -23,10 +23,10 @@ class CompiledBody(Body):
     name = "compile"
 
     @staticmethod
-    def absent(work: Work) -> str:
+    def absent(device: str, precision: str) -> str:
         """It is for the CPU (on a GPU kernels are fused and replayed without it) and needs a compiler."""
-        if work.device != "cpu":
-            return f"it is for the CPU, not for {work.device}"
+        if device != "cpu":
+            return f"it is for the CPU, not for {device}"
         return "there is no C++ compiler" if _compiler() is None else ""
 
     def __init__(self, work: Work) -> None:

@@ -13,7 +13,7 @@ class EagerBody(Body):
     name = "torch"
 
     @staticmethod
-    def absent(work: Work) -> str:
+    def absent(device: str, precision: str) -> str:
         """Never absent."""
         return ""
 

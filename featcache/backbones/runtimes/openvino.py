@@ -29,15 +29,15 @@ class OpenVinoBody(Body):
     name = "openvino"
 
     @staticmethod
-    def absent(work: Work) -> str:
+    def absent(device: str, precision: str) -> str:
         """It is an extra; of its devices only the CPU is used, in float32, or bfloat16 in hardware."""
         if importlib.util.find_spec("openvino") is None:
             return "it is not installed (pip install 'featcache[openvino]')"
-        if work.device != "cpu":
-            return f"it computes on the CPU, not on {work.device}"
-        if work.precision not in HINTS:
-            return f"it does not compute in {work.precision}"
-        if work.precision == "bf16" and not _has_bf16():
+        if device != "cpu":
+            return f"it computes on the CPU, not on {device}"
+        if precision not in HINTS:
+            return f"it does not compute in {precision}"
+        if precision == "bf16" and not _has_bf16():
             return "this CPU has no bfloat16"
         return ""
 

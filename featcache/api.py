@@ -89,8 +89,8 @@ def extract(
     nodes = (layers,) if isinstance(layers, str) else tuple(layers)
     request = Request(
         dataset, backbone, os.fspath(weights), nodes, pool, preprocess, image_size, normalize, precision,
-        store_dtype, limit, max_pixels, views, augmentation(augment),
-        view_seed, views_of,
+        store_dtype, limit, max_pixels,
+        views=views, augment=augmentation(augment), view_seed=view_seed, views_of=views_of,
     )  # fmt: skip
     settings = Settings(
         Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime

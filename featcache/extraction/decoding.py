@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from featcache.backbones.fitting import fit_what_can
 from featcache.errors import BadImageError, CacheError, DatasetError
 from featcache.extraction.pixels import Memory, Room, by_view
-from featcache.extraction.views import CLEAN, Drawn, Fitting
+from featcache.extraction.views import CLEAN, Drawn
+from featcache.extraction.views import Fitting as Fitting
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
 from featcache.images.stored import read_file

@@ -33,6 +33,8 @@ def train_command(run: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[s
         words += _option(name, value)
     words += ["--calibrate"] if run.get("calibration") else []
     words += ["--test"] if run.get("test") else []
+    words += ["--view-mode", run["views"]["mode"]] if run.get("views") else []
+    words += ["--test-views"] if (run.get("test") or {}).get("views") else []
     remark = "The number of epochs and the choice are those of cross-validation." if run.get("cv") else ""
     return shlex.join(words), remark
 

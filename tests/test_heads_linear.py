@@ -24,6 +24,7 @@ from featcache.heads.losses import CrossEntropy, Logistic, Loss, SquaredHinge
 from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision, has_bfloat16, products_for
 from featcache.heads.scaling import moments
+from featcache.heads.space import Space
 
 CPU = torch.device("cpu")
 KINDS = ["logreg", "svm"]
@@ -137,7 +138,7 @@ def test_bfloat16_of_a_float16_is_rounded_and_scaled() -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(size=5000) * 10.0 ** rng.integers(-3, 4, 5000)).astype(np.float16)
     products = products_for(Precision.BRIEF, torch.zeros((1, 1), dtype=torch.float64), torch.float16)
-    bits = products.read(torch.from_numpy(values)[None])
+    bits = products.read(torch.from_numpy(values)[None], Space(CPU))
     assert bits.dtype == torch.bfloat16
     normal = np.abs(values) > 6.2e-5
     found = bits[0].double().numpy() * 2.0**112

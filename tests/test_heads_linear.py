@@ -24,6 +24,7 @@ from featcache.heads.losses import CrossEntropy, Logistic, Loss, SquaredHinge
 from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision, has_bfloat16, products_for
 from featcache.heads.scaling import moments
+from featcache.heads.space import Space
 
 CPU = torch.device("cpu")
 KINDS = ["logreg", "svm"]
@@ -137,7 +138,7 @@ def test_bfloat16_of_a_float16_is_rounded_and_scaled() -> None:
     rng = np.random.default_rng(0)
     values = (rng.normal(size=5000) * 10.0 ** rng.integers(-3, 4, 5000)).astype(np.float16)
     products = products_for(Precision.BRIEF, torch.zeros((1, 1), dtype=torch.float64), torch.float16)
-    bits = products.read(torch.from_numpy(values)[None])
+    bits = products.read(torch.from_numpy(values)[None], Space(CPU))
     assert bits.dtype == torch.bfloat16
     normal = np.abs(values) > 6.2e-5
     found = bits[0].double().numpy() * 2.0**112
@@ -153,15 +154,15 @@ def test_two_float16_parts_are_as_good_as_float32(monkeypatch: pytest.MonkeyPatc
     rows = torch.randn((200, 50), generator=rng).half()
     weights = torch.randn((6, 50), generator=rng, dtype=torch.float64) * torch.logspace(-6, 6, 6)[:, None]
     weights[3] = 0
-    products = products_for(Precision.SPLIT, weights, torch.float16)
+    products, space = products_for(Precision.SPLIT, weights, torch.float16), Space(CPU)
     assert ((products.weights - weights).abs() <= 2.0**-23 * weights.abs().amax(dim=1, keepdim=True)).all()
     exact = products.weights @ rows.double().t()
     sizes = exact.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
-    assert ((products.scores(products.read(rows)) - exact).abs() / sizes).max() < 1e-6
+    assert ((products.scores(products.read(rows, space)) - exact).abs() / sizes).max() < 1e-6
     residuals = torch.randn((6, 200), generator=rng) * torch.logspace(-6, 3, 6)[:, None]
     residuals[2] = 0
     sums = products.start()
-    products.add(sums, residuals, products.read(rows))
+    products.add(sums, residuals, products.read(rows, space), space)
     wanted = residuals.double() @ rows.double()
     sizes = wanted.abs().amax(dim=1, keepdim=True).clamp(min=1e-30)
     assert ((products.finish(sums) - wanted).abs() / sizes).max() < 1e-6

@@ -17,6 +17,7 @@ from torch import Tensor
 from featcache.heads.passes import NARROW, Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import row_blocks
+from featcache.heads.threads import eigenvectors
 
 _SKETCH = 192  # directions of a sketch
 _CLEAR = 1e-5  # of the sum of eigenvalues; below, float32 has its part in them
@@ -94,9 +95,7 @@ def _whole(passes: Passes) -> Curvature:
         rows = (passes.table.read(part).float() - mean) / scale
         total.addmm_(rows.t(), rows)
         count += len(rows)
-    # On the CPU and in float64 wherever the table is: a small penalty lets small eigenvalues decide, and a
-    # GPU's own float32 solver gets them too inexactly for steps that arrive.
-    values, vectors = torch.linalg.eigh(total.cpu().double() / count)
+    values, vectors = eigenvectors(total / count)  # a small penalty lets small ones decide: exact ones
     return Curvature(vectors.float().to(passes.device), values.clamp_(min=0).to(passes.device), 0.0)
 
 

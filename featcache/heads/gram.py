@@ -20,6 +20,7 @@ from torch import Tensor
 
 from featcache.heads.scaling import row_blocks
 from featcache.heads.tables import Made, Shared
+from featcache.heads.threads import eigenvectors
 
 _CLEAR = 1e-11  # of the largest eigenvalue; below, a direction is rounding
 
@@ -62,7 +63,7 @@ class Rotation:
     def of(space: RowSpace) -> Rotation:
         """Turn a table by one look at it."""
         products = space.products()
-        values, vectors = torch.linalg.eigh(products.cpu())  # a GPU's own solver is slower, and less exact
+        values, vectors = eigenvectors(products)
         clear = values > _CLEAR * values[-1].clamp(min=0)
         roots, vectors = values[clear].sqrt().to(products.device), vectors[:, clear].to(products.device)
         return Rotation(space, vectors * roots, vectors / roots, roots.square() / len(products))

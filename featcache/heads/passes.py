@@ -19,6 +19,7 @@ from torch import Tensor
 
 from featcache.heads.precision import Precision, Products, products_for
 from featcache.heads.scaling import Matrix, Moments, row_blocks
+from featcache.heads.space import Space
 from featcache.heads.tables import Held, Place, Streamed, here
 from featcache.heads.threads import torch_threads_for
 from featcache.selection import Selection
@@ -41,6 +42,10 @@ class Passes:
         zero, one = np.zeros(self.width), np.ones(self.width)
         self.mean = _tensor(columns.mean if columns else zero, device)
         self.scale = _tensor(columns.scale if columns else one, device)
+        # Threads that stay: each new one would take memory of its own from the system, and keep it.
+        lanes = max(1, torch.get_num_threads())
+        self._threads = ThreadPoolExecutor(lanes)
+        self._spaces = [Space(device) for _ in range(lanes)]
 
     def precisions(self) -> list[Precision]:
         """Return the precisions worth taking for this table, coarsest first; the last is float64.
@@ -71,12 +76,13 @@ class Passes:
         cut = list(parts) if parts is not None else self.parts(precision, len(step))
         lanes = self._lanes(len(step))
         with torch_threads_for(0), torch.no_grad():  # each lane is one thread
-            jobs = [(products, cut[lane::lanes], shift, residuals) for lane in range(lanes)]
+            jobs = [
+                (products, cut[lane::lanes], shift, residuals, self._spaces[lane]) for lane in range(lanes)
+            ]
             if lanes == 1:
                 sums = [self._lane(*jobs[0])]
             else:
-                with ThreadPoolExecutor(lanes) as pool:
-                    sums = list(pool.map(lambda job: self._lane(*job), jobs))
+                sums = list(self._threads.map(lambda job: self._lane(*job), jobs))
         raw = torch.stack([each for each, _ in sums]).sum(0)
         total = torch.stack([each for _, each in sums]).sum(0)
         gradient = torch.cat([(raw - total[:, None] * self.mean) / self.scale, total[:, None]], 1)
@@ -92,23 +98,23 @@ class Passes:
         return list(row_blocks(self.rows, max(self.width if casts else 1, 4 * columns), _GPU_BLOCK))
 
     def _lane(
-        self, products: Products, parts: Sequence[slice], shift: Tensor, residuals: Residuals
+        self, products: Products, parts: Sequence[slice], shift: Tensor, residuals: Residuals, space: Space
     ) -> tuple[Tensor, Tensor]:
         """Return raw sums (K, D) and residuals' sums (K,) over some blocks, float64."""
         raw = torch.zeros_like(products.weights)
         total = torch.zeros(len(raw), dtype=torch.float64, device=self.device)
         summing = products.start()
         for part in parts:
-            block = products.read(self.table.read(part))
+            block = products.read(self.table.read(part, space), space)
             found = residuals(part, products.scores(block).add_(shift[:, None]))
             total += found.sum(dim=1, dtype=torch.float64)
-            products.add(summing, found, block)
+            products.add(summing, found, block, space)
         return raw + products.finish(summing), total
 
     def _lanes(self, columns: int) -> int:
         if self.device.type != "cpu" or 4 * self.rows * self.width * columns < _SMALL_LANE:
             return 1
-        return torch.get_num_threads()
+        return min(torch.get_num_threads(), len(self._spaces))
 
 
 def _placed(X: Matrix | Selection, device: torch.device) -> Place:

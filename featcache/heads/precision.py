@@ -15,6 +15,8 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from featcache.heads.space import Space
+
 _LEAST_SPREAD = 32.0  # means above so many deviations leave bfloat16 too few digits for the deviations
 _CHAIN = 4096  # rows that one float32 sum of a GPU's tensor cores, which cut digits off, goes over
 _HALF_BIAS = 112  # exponents of float16 begin at -15, of bfloat16 at -127
@@ -73,15 +75,15 @@ class Products(ABC):
         return torch.zeros(self.weights.shape, dtype=self.sums, device=self.weights.device)
 
     @abstractmethod
-    def read(self, rows: Tensor) -> Tensor:
-        """Return rows (n, D) as they go into the products."""
+    def read(self, rows: Tensor, space: Space) -> Tensor:
+        """Return rows (n, D) as they go into the products, in `space` where that is not as they are."""
 
     @abstractmethod
     def scores(self, block: Tensor) -> Tensor:
         """Return the scores (K, n) of a block."""
 
     @abstractmethod
-    def add(self, sums: Tensor, residuals: Tensor, block: Tensor) -> None:
+    def add(self, sums: Tensor, residuals: Tensor, block: Tensor, space: Space) -> None:
         """Add residuals' · block to the sums (K, D)."""
 
     def finish(self, sums: Tensor) -> Tensor:
@@ -97,15 +99,17 @@ class Plain(Products):
         self._weights = weights.to(dtype)
         super().__init__(self._weights.double())
 
-    def read(self, rows: Tensor) -> Tensor:
+    def read(self, rows: Tensor, space: Space) -> Tensor:
         """Return the rows in the products' type."""
-        return rows.to(self.sums)
+        if rows.dtype == self.sums:
+            return rows
+        return space.of("block", tuple(rows.shape), self.sums).copy_(rows)
 
     def scores(self, block: Tensor) -> Tensor:
         """Return the scores (K, n)."""
         return self._weights @ block.t()
 
-    def add(self, sums: Tensor, residuals: Tensor, block: Tensor) -> None:
+    def add(self, sums: Tensor, residuals: Tensor, block: Tensor, space: Space) -> None:
         """Add residuals' · block."""
         sums.addmm_(residuals, block)
 
@@ -124,11 +128,12 @@ class Brief(Products):
         self._factor = 2.0**_HALF_BIAS if rows == torch.float16 else 1.0
         self._weights = (rounded.float() * self._factor).to(torch.bfloat16)
 
-    def read(self, rows: Tensor) -> Tensor:
+    def read(self, rows: Tensor, space: Space) -> Tensor:
         """Return the rows rounded to bfloat16, times 2^-112 if they were float16."""
         if self._factor == 1.0:
-            return rows.to(torch.bfloat16)
-        bits = torch.add(rows.view(torch.int16), 4)
+            return space.of("block", tuple(rows.shape), torch.bfloat16).copy_(rows)
+        bits = space.of("block", tuple(rows.shape), torch.int16)
+        torch.add(rows.view(torch.int16), 4, out=bits)
         bits.bitwise_right_shift_(3).bitwise_and_(-0x7001)  # the sign and the lower twelve bits
         return bits.view(torch.bfloat16)
 
@@ -136,9 +141,10 @@ class Brief(Products):
         """Return the scores (K, n), rounded to bfloat16: those of a step, small where it is."""
         return (self._weights @ block.t()).float()
 
-    def add(self, sums: Tensor, residuals: Tensor, block: Tensor) -> None:
+    def add(self, sums: Tensor, residuals: Tensor, block: Tensor, space: Space) -> None:
         """Add residuals' · block, rounded to bfloat16 a block."""
-        sums += (residuals * self._factor).to(torch.bfloat16) @ block
+        out = space.of("product", tuple(sums.shape), torch.bfloat16)
+        sums += torch.mm((residuals * self._factor).to(torch.bfloat16), block, out=out)
 
 
 class Split(Products):
@@ -150,7 +156,7 @@ class Split(Products):
         high, low = self._parts.double().chunk(2)
         super().__init__((high + low) * self._scale)
 
-    def read(self, rows: Tensor) -> Tensor:
+    def read(self, rows: Tensor, space: Space) -> Tensor:
         """Return the rows as they are."""
         return rows
 
@@ -159,7 +165,7 @@ class Split(Products):
         high, low = torch.mm(self._parts, block.t(), out_dtype=torch.float32).chunk(2)
         return (high + low) * self._scale.float()
 
-    def add(self, sums: Tensor, residuals: Tensor, block: Tensor) -> None:
+    def add(self, sums: Tensor, residuals: Tensor, block: Tensor, space: Space) -> None:
         """Add residuals' · block."""
         scale = _power_of_two(residuals.abs().amax(dim=1, keepdim=True))
         parts = _two_parts(residuals / scale)

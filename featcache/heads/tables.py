@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.heads.scaling import Matrix, row_blocks
+from featcache.heads.space import Space
 from featcache.selection import Selection
 
 _STAGED = 1 << 25  # bytes of one buffer between the table and a GPU
@@ -62,9 +63,17 @@ class Shared:
             torch.index_select(self.table, 0, chosen[part], out=out[part])
             self._selection.has_read(part.stop - part.start)
 
-    def read(self, part: slice) -> Tensor:
-        """Return some rows in their order: the table's own memory where they are a run of it."""
-        return self.table[part] if self._selection is None else shared_tensor(self._selection[part])
+    def read(self, part: slice, space: Space | None = None) -> Tensor:
+        """Return some rows in their order: the table's own memory where they are a run of it, else a copy, in
+        `space` if there is any."""
+        if self._selection is None:
+            return self.table[part]
+        if self._index is None or space is None:
+            return shared_tensor(self._selection[part])
+        rows = torch.arange(part.start, part.stop)
+        out = space.of("rows", (len(rows), self.shape[1]), self.dtype)
+        self.take(rows, out)
+        return out
 
     def read_columns(self, part: slice) -> Tensor:
         """Return some columns (N, n) of all rows, in the table's type."""
@@ -95,7 +104,7 @@ class Made:
         rows = self._selection.base[self._selection.index[index.numpy()]]
         out.copy_(torch.from_numpy(rows))
 
-    def read(self, part: slice) -> Tensor:
+    def read(self, part: slice, space: Space | None = None) -> Tensor:
         """Return some rows in their order."""
         return torch.from_numpy(self._selection[part])
 
@@ -130,7 +139,7 @@ class Held:
         """Copy the rows of an index (n,) on the device to out (n, D) of the table's type."""
         torch.index_select(self.table, 0, index, out=out)
 
-    def read(self, part: slice) -> Tensor:
+    def read(self, part: slice, space: Space | None = None) -> Tensor:
         """Return some rows in their order, which are not copied."""
         return self.table[part]
 
@@ -160,10 +169,9 @@ class Streamed:
         self._source.take(index, buffer)
         self._send(buffer, out)
 
-    def read(self, part: slice) -> Tensor:
+    def read(self, part: slice, space: Space | None = None) -> Tensor:
         """Return some rows in their order, on the device."""
-        shape = (part.stop - part.start, self.shape[1])
-        out = torch.empty(shape, dtype=self.dtype, device=self.device)
+        out = (space or Space(self.device)).of("rows", (part.stop - part.start, self.shape[1]), self.dtype)
         self.take(torch.arange(part.start, part.stop), out)
         return out
 

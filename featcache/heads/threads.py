@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SMALL_PASS = 1 << 31  # operations; about a tenth of a second of a core
+_SMALL_MATRIX = (1 << 30) + 1  # size, cubed: 1024 rows take a quarter of a second of one core
 SMALL_STEP = 1 << 25  # operations; a millisecond of a core
 
 
@@ -21,6 +26,19 @@ def threads_for(operations: int) -> Iterator[None]:
 
     with threadpool_limits(1 if operations < _SMALL_PASS else None, user_api="blas"):
         yield
+
+
+def eigenvectors(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the eigenvalues, rising, and eigenvectors of a symmetric matrix, float64 on the CPU.
+
+    A GPU's own solver is slower on so small matrices, and in float32 too inexact. Small ones take one thread:
+    a factorisation has thousands of parts that wait for each other.
+    """
+    import torch
+
+    with torch_threads_for(len(matrix) ** 3, _SMALL_MATRIX):
+        values, vectors = torch.linalg.eigh(matrix.cpu().double())
+    return values, vectors
 
 
 @contextmanager

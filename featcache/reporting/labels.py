@@ -32,6 +32,10 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
     parts = [str(record["head"]), *_options(record, alike)]
     if subset := record.get("subset"):
         parts.append(_subset(subset))
+    if isinstance(views := record.get("views"), Mapping) and not all(
+        o.get("views") == views for o in records
+    ):
+        parts.append(f"{views.get('count')} views, {views.get('mode')}")
     if record.get("calibration") and not all(other.get("calibration") for other in records):
         parts.append("calibrated")
     same = [other for other in records if other.get("backbone") == record.get("backbone")]

@@ -269,6 +269,8 @@ def test_labels_name_what_differs_and_no_two_are_the_same() -> None:
     nodes = [_record("knn", backbone="a", node=node) for node in ("x", "y")]
     nodes.append(_record("knn", backbone="b", node="z"))
     assert labelled(nodes) == ["knn · a · x", "knn · a · y", "knn · b"]
+    apart = [_record("knn", dataset="a"), _record("knn", dataset="b")]
+    assert labelled(apart) == ["knn", "knn"]
     alike = [{**_record("ridge"), "run": f"ridge-{n}"} for n in "ab"]
     assert labelled(alike) == ["ridge (a)", "ridge (b)"]
     few = {"per_class": 5, "fraction": None, "trial": 0, "seed": 0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from featcache.costs import Costs, costs_of
 from featcache.errors import CacheError, FeatcacheError, OptionError, RunError
 from featcache.reporting.labels import labelled
 from featcache.reporting.stored import check_metrics, predictions_of
+from featcache.reporting.words import plain
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
 from featcache.store.records import HEADS
@@ -30,7 +31,7 @@ class Entry:
     folder: Path
     record: dict[str, Any]
     split: str
-    label: str  # short, and no other entry of the report has it
+    label: str  # short, and no other run on the data set has it
     classes: tuple[str, ...]
     cache: Cache | None  # None: there is none, or it cannot be read
     rows: int
@@ -260,6 +261,8 @@ def _groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
         by.setdefault((entry.split, entry.same_rows), []).append(entry)
     groups = []
     for (split, _), members in by.items():
+        if len({each.dataset for each in members}) > 1:  # equal images under several names
+            members = [replace(e, label=f"{e.label} · {plain(e.dataset)}") for e in members]
         ordered = sorted(members, key=lambda each: (-each.accuracy.value, each.label, each.run))
         groups.append(Group(ordered[0].dataset, split, ordered[0].rows, tuple(ordered)))
     return tuple(sorted(groups, key=lambda group: (-len(group.entries), group.dataset, group.split)))

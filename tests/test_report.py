@@ -22,12 +22,13 @@ from PIL import Image
 from featcache import atomic, metrics
 from featcache.costs import Costs
 from featcache.errors import DamagedError, OptionError, RunError
-from featcache.reporting import charts, details, drawing, tables, words
+from featcache.reporting import charts, drawing, tables, words
 from featcache.reporting.details import confusions, reliability
 from featcache.reporting.gathering import Gathered, folders_of, gather
 from featcache.reporting.judging import Judged, judge, pareto
 from featcache.reporting.labels import labelled
 from featcache.reporting.report import Asked, Report
+from featcache.reporting.stored import predictions_of
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.training import runs
@@ -112,6 +113,19 @@ def test_a_damaged_run_is_left_out_and_named_unless_it_was_asked_for(tmp_path: P
         gather([good, bad], named=[bad])
     with pytest.raises(RunError, match="There is no run to report on"):
         gather([bad])
+
+
+def test_a_stranger_s_metrics_are_checked(tmp_path: Path) -> None:
+    cache = separable_cache(tmp_path)
+    good, strange = run_of(cache), run_of(cache, "knn")
+    test = runs.read_run(strange)["test"]
+    for wrong in ({"worst_class": "ape"}, {"worst_class": None}, {"ece": "small"}, {"top5": True}):
+        _change(strange, test={**test, **wrong})
+        found = gather([good, strange])
+        assert [entry.folder for entry in found.entries] == [good]
+        assert f"metrics of {strange.name} on test are not whole" in found.left_out[0]
+    _change(strange, test=test, subset="all of them", notes=["<b>", 3], created=None, versions=None)
+    assert len(gather([good, strange]).entries) == 2
 
 
 def test_names_may_be_runs_or_caches(tmp_path: Path) -> None:
@@ -255,9 +269,13 @@ def test_labels_name_what_differs_and_no_two_are_the_same() -> None:
     nodes = [_record("knn", backbone="a", node=node) for node in ("x", "y")]
     nodes.append(_record("knn", backbone="b", node="z"))
     assert labelled(nodes) == ["knn · a · x", "knn · a · y", "knn · b"]
+    apart = [_record("knn", dataset="a"), _record("knn", dataset="b")]
+    assert labelled(apart) == ["knn", "knn"]
     alike = [{**_record("ridge"), "run": f"ridge-{n}"} for n in "ab"]
     assert labelled(alike) == ["ridge (a)", "ridge (b)"]
     few = {"per_class": 5, "fraction": None, "trial": 0, "seed": 0}
+    views = [_record("mlp", views={"mode": "random", "count": 5}), _record("mlp", views=None)]
+    assert labelled(views) == ["mlp 5 views, random", "mlp"]
     some = [_record("ridge", subset=few), _record("ridge", subset={"strange": 1}), _record("ridge")]
     assert labelled(some) == ["ridge on 5 per class, trial 0", "ridge on some rows", "ridge"]
 
@@ -272,7 +290,7 @@ def _judged(tmp_path: Path, *rights: np.ndarray, seconds: tuple[float, ...] = ()
     for number, right in enumerate(rights):
         folder = run_of(cache, "ridge", alpha=1.0 + number)
         record = runs.read_run(folder)
-        rows, labels, _ = details.predictions_of(folder, record, "test")
+        rows, labels, _ = predictions_of(folder, record, "test")
         proba = np.eye(3, dtype=np.float32)[np.where(right, labels, (labels + 1) % 3)]
         stored = {"test__row": rows, "test__label": labels, "test__proba": proba}
         buffer = io.BytesIO()

@@ -150,6 +150,13 @@ def test_the_same_from_python(cache: Cache, tmp_path: Path) -> None:
     assert not (tmp_path / "deep" / "page.html").exists()
 
 
+def test_views_are_asked_for_again() -> None:
+    record = {"run": "mlp-1", "head": "mlp", "cache": "c", "node": "n", "params": {}, "split": {}}
+    record |= {"views": {"mode": "all", "count": 5}, "test": {"views": 5}}
+    command, _ = again.train_command(record, {})
+    assert command is not None and command.endswith("--node n --view-mode all --test --test-views")
+
+
 def test_a_whole_network_s_command_takes_from_a_run_what_that_has_decided() -> None:
     params = {"weights": "auto", "from_run": None, "hidden": [], "lr": 0.01, "patience": None, "limit": 5}
     record: dict[str, Any] = {

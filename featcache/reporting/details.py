@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from featcache import metrics
 from featcache.errors import DamagedError, FeatcacheError
-from featcache.reporting.gathering import Entry, predictions_of
+from featcache.reporting.gathering import Entry
+from featcache.reporting.stored import predictions_of
 from featcache.training import again, runs
 
 BINS = 15  # of the reliability diagram, as of the expected calibration error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.costs import Costs, costs_of
-from featcache.errors import CacheError, DamagedError, FeatcacheError, OptionError, RunError
+from featcache.errors import CacheError, FeatcacheError, OptionError, RunError
 from featcache.reporting.labels import labelled
+from featcache.reporting.stored import check_metrics, predictions_of
+from featcache.reporting.words import plain
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
 from featcache.store.records import HEADS
@@ -29,7 +31,7 @@ class Entry:
     folder: Path
     record: dict[str, Any]
     split: str
-    label: str  # short, and no other entry of the report has it
+    label: str  # short, and no other run on the data set has it
     classes: tuple[str, ...]
     cache: Cache | None  # None: there is none, or it cannot be read
     rows: int
@@ -143,7 +145,8 @@ def gather(
     for folder in folders:
         try:
             record = runs.read_run(folder)
-            if folder not in wanted and "fold" in (record.get("subset") or {}):
+            subset = record.get("subset")
+            if folder not in wanted and isinstance(subset, Mapping) and "fold" in subset:
                 left_out.append(f"{record['run']}: a single fold of cross-validation")
                 continue
             found.append((folder, record))
@@ -200,6 +203,7 @@ def _first_split(records: Sequence[Mapping[str, Any]]) -> str | None:
 
 
 def _entry(folder: Path, record: dict[str, Any], split: str, label: str, seed: int) -> Entry:
+    check_metrics(record, split)
     rows, labels, proba = predictions_of(folder, record, split)
     cache = _cache(folder)
     classes = _classes(record, cache, proba.shape[1])
@@ -216,25 +220,6 @@ def _entry(folder: Path, record: dict[str, Any], split: str, label: str, seed: i
         costs_of(record),
         _same_rows(record, cache, classes, rows, labels),
     )
-
-
-def predictions_of(
-    folder: Path, record: Mapping[str, Any], split: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return rows (N,), labels (N,) and probabilities (N, C) of a run's stored predictions on a split.
-
-    Raises:
-        DamagedError: they are missing, differ from what was written, or contradict each other.
-    """
-    stored = runs.read_predictions(folder, record)
-    try:
-        rows, labels, proba = (stored[f"{split}/{name}"] for name in ("row", "label", "proba"))
-    except KeyError as error:
-        raise DamagedError(f"The predictions in {folder} lack {error}.", "Train the head again.") from None
-    fits = proba.ndim == 2 and len(rows) == len(labels) == len(proba) > 0
-    if not fits or labels.min() < 0 or labels.max() >= proba.shape[1] or not np.isfinite(proba).all():
-        raise DamagedError(f"The predictions in {folder} contradict each other.", "Train the head again.")
-    return rows, labels, proba
 
 
 def _cache(folder: Path) -> Cache | None:
@@ -276,6 +261,8 @@ def _groups(entries: Sequence[Entry]) -> tuple[Group, ...]:
         by.setdefault((entry.split, entry.same_rows), []).append(entry)
     groups = []
     for (split, _), members in by.items():
+        if len({each.dataset for each in members}) > 1:  # equal images under several names
+            members = [replace(e, label=f"{e.label} · {plain(e.dataset)}") for e in members]
         ordered = sorted(members, key=lambda each: (-each.accuracy.value, each.label, each.run))
         groups.append(Group(ordered[0].dataset, split, ordered[0].rows, tuple(ordered)))
     return tuple(sorted(groups, key=lambda group: (-len(group.entries), group.dataset, group.split)))

@@ -14,15 +14,20 @@ _ALWAYS = ("kernel", "hidden")  # what people know such heads by
 
 
 def labelled(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a label for each record, all different.
+    """Return a label for each record; those of one data set are all different.
 
-    Named are backbones, nodes and data where there are several, options that differ among the heads of a
+    Named are backbones and nodes where a data set has several, options that differ among its heads of a
     kind, which training rows, and calibration; of those still alike, the last digits of their ids.
     """
-    labels = [_label(record, records) for record in records]
-    times = Counter(labels)
+    of: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        of.setdefault(str(record.get("dataset")), []).append(record)
+    labels = [_label(record, of[str(record.get("dataset"))]) for record in records]
+    times = Counter(zip(labels, (str(record.get("dataset")) for record in records), strict=True))
     return [
-        f"{label} ({record['run'].rpartition('-')[2]})" if times[label] > 1 else label
+        f"{label} ({record['run'].rpartition('-')[2]})"
+        if times[label, str(record.get("dataset"))] > 1
+        else label
         for label, record in zip(labels, records, strict=True)
     ]
 
@@ -32,10 +37,14 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
     parts = [str(record["head"]), *_options(record, alike)]
     if subset := record.get("subset"):
         parts.append(_subset(subset))
+    if isinstance(views := record.get("views"), Mapping) and not all(
+        o.get("views") == views for o in records
+    ):
+        parts.append(f"{views.get('count')} views, {views.get('mode')}")
     if record.get("calibration") and not all(other.get("calibration") for other in records):
         parts.append("calibrated")
     same = [other for other in records if other.get("backbone") == record.get("backbone")]
-    for name, among in (("backbone", records), ("node", same), ("dataset", records)):
+    for name, among in (("backbone", records), ("node", same)):
         if len({str(other.get(name)) for other in among}) > 1 and record.get(name):
             parts.append(f"· {record[name]}")
     return plain(" ".join(parts))

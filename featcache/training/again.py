@@ -9,8 +9,8 @@ from typing import Any
 from featcache.training.subsets import Fold, from_record
 
 # what a fine-tuning that begins with a run takes from it
-_BEGUN = ("hidden", "channels", "preprocess", "image_size", "normalize", "limit", "max_pixels")
-_BEGUN += ("val_fraction", "split_seed", "split_mode")
+_SPLIT = ("val_fraction", "split_seed", "split_mode")
+_BEGUN = {"hidden", "channels", "preprocess", "image_size", "normalize", "limit", "max_pixels", *_SPLIT}
 
 
 def train_command(run: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[str | None, str]:
@@ -31,10 +31,11 @@ def train_command(run: Mapping[str, Any], request: Mapping[str, Any]) -> tuple[s
         words += _option(name, value)
     for name, value in run["split"].items():
         words += _option(name, value)
+    if run.get("views"):
+        words += _option("view_mode", run["views"]["mode"])
     words += ["--calibrate"] if run.get("calibration") else []
     words += ["--test"] if run.get("test") else []
-    words += ["--view-mode", run["views"]["mode"]] if run.get("views") else []
-    words += ["--test-views"] if (run.get("test") or {}).get("views") else []
+    words += ["--test-views"] if (run.get("test") or {}).get("views", 1) != 1 else []
     remark = "The number of epochs and the choice are those of cross-validation." if run.get("cv") else ""
     return shlex.join(words), remark
 

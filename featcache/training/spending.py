@@ -25,11 +25,13 @@ def completed(
         found: all predictions of the run.
     """
     learned, numbers = saving.numbers(head)
+    views = facts.get("views") or {}
+    each = views["count"] if views.get("mode") == "all" else 1  # how often a row is seen in an epoch
     return replace(
         spent,
-        fit_rows=facts["train_rows"] * (facts["epochs"] or 1),
-        predict_seconds=round(sum(each.seconds for each in found), 6) if found else None,
-        predict_rows=sum(len(each.rows) for each in found) if found else None,
+        fit_rows=facts["train_rows"] * each * (facts["epochs"] or 1),
+        predict_seconds=round(sum(one.seconds for one in found), 6) if found else None,
+        predict_rows=sum(len(one.rows) for one in found) if found else None,
         parameters_trained=learned,
         parameters=numbers,
         disk_bytes=len(stored),

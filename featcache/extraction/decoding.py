@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from featcache.backbones.fitting import fit_what_can
 from featcache.errors import BadImageError, CacheError, DatasetError
 from featcache.extraction.pixels import Memory, Room, by_view
-from featcache.extraction.views import CLEAN, Drawn
+from featcache.extraction.views import CLEAN, Drawn, augmenter
 from featcache.extraction.views import Fitting as Fitting
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
@@ -276,6 +276,8 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     views = start["views"]
     views = None if views is None else Views(**{**views, "policy": tuple(views["policy"])})
     fitting = Fitting(Preprocess(**step), start["max_pixels"], views)
+    if views is not None:
+        augmenter(views)  # what it imports is there before the first task
     memory = _mapped(start["handle"], start["size"])
     answers.write(_line("begun"))
     answers.flush()

@@ -170,6 +170,8 @@ def _prepared(body: fx.GraphModule, dtype: torch.dtype, device: str) -> fx.Graph
     for module in body.modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             _cast(module, dtype)
+    if device != "cpu" and dtype != torch.float32:
+        fused.widen_first(body)
     return body.to(device).to(memory_format=torch.channels_last)
 
 

@@ -15,8 +15,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,12 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.fitting import fit_what_can
-from featcache.errors import BadImageError, CacheError, DatasetError
+from featcache.errors import BadImageError, CacheError
 from featcache.extraction.pixels import Memory, Room, Shape
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
 from featcache.images.stored import read_file
 from featcache.recipe import Preprocess
+
+PATIENCE = 0.01  # seconds that a task waits for its turn before it looks whether processes have begun
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,21 @@ class Processes:
         fitting: what is done to every image.
         memory: shared; the batches' rooms lie in it.
         count: of processes.
+        jpeg: name and device of who decodes JPEG in them; None: Pillow does.
     """
 
     images = 32  # a task: what a pipe costs is little beside it
 
-    def __init__(self, dataset: Dataset, fitting: Fitting, memory: Memory, count: int) -> None:
-        self._dataset = dataset
-        start = {"size": memory.size, "handle": memory.handle, "max_pixels": fitting.max_pixels}
+    def __init__(
+        self,
+        dataset: Dataset,
+        fitting: Fitting,
+        memory: Memory,
+        count: int,
+        jpeg: tuple[str, str] | None = None,
+    ) -> None:
+        self._dataset, self._jpeg = dataset, jpeg
+        start = {"size": memory.size, "handle": memory.handle, "max_pixels": fitting.max_pixels, "jpeg": jpeg}
         begin = _line(start | {"preprocess": asdict(fitting.preprocess)})
         self._all = [_started(memory.handle) for _ in range(count)]
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
@@ -166,11 +177,12 @@ class Processes:
 
     def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
         """Decode the rows first … stop - 1 into a batch's room from a place on."""
-        if not self._begun and self._turn.acquire(blocking=False):
-            try:
-                return self._here.decode(first, stop, room, place, fitted)
-            finally:
-                self._turn.release()
+        while not self._begun and self._jpeg is None:
+            if self._turn.acquire(timeout=PATIENCE):
+                try:
+                    return self._here.decode(first, stop, room, place, fitted)
+                finally:
+                    self._turn.release()
         task = {
             "files": [self._dataset.file(row) for row in range(first, stop)],
             "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),
@@ -185,7 +197,7 @@ class Processes:
             names = f"{self._dataset.ids[first]} to {self._dataset.ids[stop - 1]}"
             raise CacheError(
                 f"A process that decodes images ended by itself (code {process.poll()}) at {names}.",
-                "Run the same command again; with --workers 1 images are decoded in this process.",
+                "Run the same command again; with --workers 1 and --decode cpu this process decodes.",
             ) from error
         finally:
             self._idle.put(process)
@@ -241,20 +253,6 @@ def _line(message: object) -> bytes:
     return json.dumps(message).encode() + b"\n"  # ASCII: a path that is no UTF-8 survives as escapes
 
 
-def raise_if_changed(decoded: Decoded, dataset: Dataset, first: int) -> None:
-    """Refuse an image whose bytes are not those from which the plan was made.
-
-    Raises:
-        DatasetError: naming it.
-    """
-    if decoded.changed is not None:
-        raise DatasetError(
-            f"The image {dataset.ids[first + decoded.changed]} changed while its features were being "
-            "extracted.",
-            "Run the same command again when the images are at rest.",
-        )
-
-
 def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     """Decode what is asked for, line by line, until there is no more."""
     start = json.loads(tasks.readline())
@@ -262,6 +260,7 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
     fitting = Fitting(Preprocess(**step), start["max_pixels"])
     memory = _mapped(start["handle"], start["size"])
+    decoding = _decoding(start["jpeg"])
     answers.write(_line("begun"))
     answers.flush()
     while line := tasks.readline():
@@ -273,9 +272,21 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
         )
         out = memory[task["at"] : task["at"] + int(np.prod(shape))].reshape(shape)
         each = [hashes[at : at + 16] for at in range(0, len(hashes), 16)]
-        found = decode_into(out, lambda i, files=files: read_file(files[i]), each, fitting, task["fitted"])
+        found = decoding(out, partial(_read_one, files), each, fitting, task["fitted"])
         answers.write(_line(asdict(found)))
         answers.flush()
+
+
+def _decoding(jpeg: tuple[str, str] | None) -> Callable[..., Decoded]:
+    if jpeg is None:
+        return decode_into
+    from featcache.extraction.device_decoding import on_device
+
+    return on_device(*jpeg)
+
+
+def _read_one(files: Sequence[str], place: int) -> bytes:
+    return read_file(files[place])
 
 
 def _mapped(handle: int, size: int) -> NDArray[np.uint8]:

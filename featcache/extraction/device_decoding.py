@@ -5,15 +5,14 @@ is alone: never by its neighbours. nvJPEG's pixels differ from Pillow's, so its 
 and the card's generation stand in the recipe. What follows the decoding is the same arithmetic as ever.
 
 nvJPEG's hardware engine heeds no stream: it writes into memory at once, even where kernels that were queued
-before still read it (pytorch/vision#9606). So the memory is a stream's own, and the stream is empty whenever
-the engine begins; and nothing is read before it has ended.
+before still read it (pytorch/vision#9606). So it has processes of its own (`decoding.Processes`), in which
+nothing is queued when it begins, and nothing read before it has ended. They are ended from outside:
+torchvision's decoder, taken apart when a process ends by itself, was seen to hang.
 """
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from importlib import metadata
 from typing import Any
 
@@ -28,9 +27,7 @@ from featcache.backbones.resize_plan import is_pillows
 from featcache.errors import BadImageError, OptionError
 from featcache.extraction.decoding import Changed, Decoded, Fitting, decode_into, unchanged
 from featcache.extraction.jpeg_header import Size, plain_size
-from featcache.extraction.pixels import Room
-from featcache.extraction.reader import DEVICE_IMAGES
-from featcache.images.dataset import Dataset
+from featcache.extraction.pixels import can_share
 from featcache.recipe import Decoding
 
 PILLOW = Decoding().decoder
@@ -55,10 +52,6 @@ class JpegDecoder:
         if why:
             raise OptionError(f"--decode gpu cannot be used here: {why}.", "Use --decode cpu.")
         self.device, self.name = device, decoder_name(device)
-        self._turn = (
-            threading.Lock()
-        )  # torchvision has one decoder, and a thread's stream is empty in its turn
-        self._kept = threading.local()
 
     def __call__(self, files: Sequence[bytes]) -> list[Tensor]:
         """Return the pixels of JPEG files, uint8 (3, H, W) on the device, all there.
@@ -70,34 +63,27 @@ class JpegDecoder:
         operators: Any = torch.ops.image  # the functions around them warn on every call
         if self.device == "cpu":
             return [operators.decode_jpeg(one, RGB, False) for one in data]
-        with self._turn, self.stream():
-            self.drain()
-            images: list[Tensor] = operators.decode_jpegs_cuda(data, RGB, torch.device(self.device))
-            self.drain()
+        self.drain()
+        images: list[Tensor] = operators.decode_jpegs_cuda(data, RGB, torch.device(self.device))
+        self.drain()
         return images
 
-    def stream(self) -> AbstractContextManager[Any]:
-        """Return the context in which this thread's work on the device goes to a stream of its own."""
-        if self.device == "cpu":
-            return nullcontext()
-        if not hasattr(self._kept, "stream"):
-            self._kept.stream = torch.cuda.Stream(self.device)
-        return torch.cuda.stream(self._kept.stream)
-
     def drain(self) -> None:
-        """Wait until this thread's work on the device is done.
+        """Wait until this process's work on the device is done.
 
         Raises:
             RuntimeError: the device failed, and with it all that follows.
         """
         if self.device != "cpu":
-            torch.cuda.current_stream(self.device).synchronize()
+            torch.cuda.synchronize(self.device)
 
 
 def why_not(device: str) -> str:
     """Return why a resolved device cannot decode JPEG by itself; empty where it can."""
     import torchvision.io  # noqa: F401  # it makes the operators known
 
+    if device != "cpu" and not can_share():
+        return "this system has no memory to share with processes"
     operator = "decode_jpeg" if device == "cpu" else "decode_jpegs_cuda"
     if not hasattr(torch.ops.image, operator):
         return f"this torchvision {metadata.version('torchvision')} has no decoder for {device}"
@@ -147,44 +133,39 @@ def decoder_for(name: str, device: str) -> JpegDecoder | None:
     raise OptionError(f"The images are to be decoded by {name}, which {device} is not.", "Use a GPU.")
 
 
+def on_device(name: str, device: str) -> OnDevice:
+    """Return what decodes as the decoder of a name on a device does.
+
+    Raises:
+        OptionError: there is no such decoder here.
+    """
+    decoder = decoder_for(name, device)
+    return OnDevice(JpegDecoder(device) if decoder is None else decoder)
+
+
 class OnDevice:
-    """Decodes in the thread that calls, by a device as far as it takes the files.
+    """Decodes a task's images by a device as far as it takes them: what `decode_into` is for Pillow.
 
     Args:
-        dataset: its row numbers are those of the plan.
-        fitting: what is done to every image.
         jpeg: the device's decoder.
     """
 
-    images = DEVICE_IMAGES
+    def __init__(self, jpeg: JpegDecoder) -> None:
+        self._jpeg = jpeg
 
-    def __init__(self, dataset: Dataset, fitting: Fitting, jpeg: JpegDecoder) -> None:
-        self._dataset, self._fitting, self._jpeg = dataset, fitting, jpeg
-        self._exact = is_pillows(fitting.preprocess.interpolation)
-
-    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on; always fitted."""
-        hashes = [self._dataset.content_hashes[row].tobytes() for row in range(first, stop)]
-        out = room.pixels[place : place + stop - first]
-        files = [self._read(first + at, planned) for at, planned in enumerate(hashes)]
-        taken = self._decoded(files, out) if self._exact else set()
-        left = [at for at in range(stop - first) if at not in taken]
-        return self._by_pillow(first, left, [hashes[at] for at in left], out) if left else Decoded()
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-    def _read(self, row: int, planned: bytes) -> bytes:
-        """Return the bytes of a file as planned; nothing where they are for the CPU to see to."""
-        try:
-            data = unchanged(self._dataset.raw, row, planned)
-        except (BadImageError, Changed):  # reading it again says it
-            return b""
-        return data if isinstance(data, bytes) else b""
-
-    def _by_pillow(self, first: int, left: list[int], hashes: list[bytes], out: Pixels) -> Decoded:
+    def __call__(
+        self, out: Pixels, source: Any, hashes: Sequence[bytes], fitting: Fitting, fitted: bool = True
+    ) -> Decoded:
+        """Decode images into `out` (n, crop, crop, 3), always fitted; see `decode_into`."""
+        self._fitting = fitting
+        files = [_read(source, place, planned) for place, planned in enumerate(hashes)]
+        taken = self._decoded(files, out) if is_pillows(fitting.preprocess.interpolation) else set()
+        left = [place for place in range(len(hashes)) if place not in taken]
+        if not left:
+            return Decoded()
         room = np.empty((len(left), *out.shape[1:]), np.uint8)
-        found = decode_into(room, lambda i: self._dataset.raw(first + left[i]), hashes, self._fitting, True)
+        ours = [hashes[place] for place in left]
+        found = decode_into(room, lambda at: source(left[at]), ours, fitting, True)
         out[left] = room
         found.bad = [(left[at], why) for at, why in found.bad]
         found.changed = None if found.changed is None else left[found.changed]
@@ -225,16 +206,19 @@ class OnDevice:
 
     def _fit(self, images: dict[int, Tensor], sizes: dict[int, Size], out: Pixels) -> None:
         """Resize and crop on the device, images of one size together, and bring them here."""
-        kept: list[object] = []  # what the device reads, until it has
-        with self._jpeg.stream():
-            for size in {sizes[at] for at in images}:
-                alike = [at for at in images if sizes[at] == size]
-                batch = torch.stack([images[at] for at in alike]).permute(0, 2, 3, 1).contiguous()
-                fit = resizer(size, self._fitting.preprocess, self._jpeg.device)
-                kept += (fit, batch, fitted := fit(batch))
-                for at, image in zip(alike, fitted, strict=True):
-                    torch.from_numpy(out[at]).copy_(image, non_blocking=True)
-            self._jpeg.drain()
+        for size in {sizes[at] for at in images}:
+            alike = [at for at in images if sizes[at] == size]
+            batch = torch.stack([images[at] for at in alike]).permute(0, 2, 3, 1).contiguous()
+            out[alike] = resizer(size, self._fitting.preprocess, self._jpeg.device)(batch).cpu().numpy()
+
+
+def _read(source: Any, place: int, planned: bytes) -> bytes:
+    """Return the bytes of a file as planned; nothing where they are for the CPU to see to."""
+    try:
+        data = unchanged(source, place, planned)
+    except (BadImageError, Changed):  # reading it again says it
+        return b""
+    return data if isinstance(data, bytes) else b""
 
 
 def _calls(sizes: dict[int, Size]) -> Iterator[list[int]]:

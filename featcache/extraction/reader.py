@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.preprocess import fit
-from featcache.errors import BadImageError
-from featcache.extraction.decoding import Decoded, Fitting, Processes, Threads, raise_if_changed
+from featcache.errors import BadImageError, DatasetError
+from featcache.extraction.decoding import Decoded, Fitting, Processes, Threads
 from featcache.extraction.pixels import Memory, Pin, Ring, Room, Shape, can_share, ring_bytes
 from featcache.images.dataset import Dataset
 from featcache.recipe import Preprocess
 from featcache.store.plan import ShardPlan
 
 PREFETCH = 3  # batches being decoded ahead of the backbone, at least
-DEVICE_IMAGES = 64  # a task of a device that decodes: its engine likes many at once
+DEVICE_PROCESSES = 4  # that have a device decode for them: each holds memory of its own there
 MANY = 4096  # images for which starting processes pays
 
 if TYPE_CHECKING:
-    from featcache.extraction.device_decoding import JpegDecoder, OnDevice
+    from featcache.extraction.device_decoding import JpegDecoder
 
 Bad = tuple[int, str]
 
@@ -86,20 +86,21 @@ class Reader:
         self.dataset, self.how = dataset, how
         self.fitting = Fitting(preprocess, how.max_pixels)
         workers = how.workers or cores()
-        apart = how.processes and how.jpeg is None and workers > 1
-        self._processes = apart and can_share() and _in_files(dataset)
-        task = Processes.images if self._processes else Threads.images if how.jpeg is None else DEVICE_IMAGES
+        apart = how.processes and workers > 1 and can_share() and _in_files(dataset)
+        in_files = len(dataset) > 0 and dataset.file(0) is not None
+        self._jpeg = how.jpeg if in_files else None
+        self._processes = apart or self._jpeg is not None
+        task = Processes.images if self._processes else Threads.images
         self._ahead = max(PREFETCH, -(-2 * workers * task // how.batch_size))
         self._own = self._common_size() if how.own_size and how.jpeg is None else None
         self._memory, self._rings = self._room()
         self._decoder = self._made(workers)
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
 
-    def _made(self, workers: int) -> Threads | Processes | OnDevice:
-        if self.how.jpeg is not None:
-            from featcache.extraction.device_decoding import OnDevice
-
-            return OnDevice(self.dataset, self.fitting, self.how.jpeg)
+    def _made(self, workers: int) -> Threads | Processes:
+        if self._jpeg is not None:
+            count, who = min(workers, DEVICE_PROCESSES), (self._jpeg.name, self._jpeg.device)
+            return Processes(self.dataset, self.fitting, self._memory, count, who)
         if self._processes:
             return Processes(self.dataset, self.fitting, self._memory, workers)
         return Threads(self.dataset, self.fitting)
@@ -164,7 +165,7 @@ class Reader:
         """Wait until all images are decoded."""
         for begin, task in batch.tasks:
             decoded = task.result()
-            raise_if_changed(decoded, self.dataset, begin)
+            _raise_if_changed(decoded, self.dataset, begin)
             if decoded.odd:
                 return self._again(batch)
             batch.bad += [(begin + place, why) for place, why in decoded.bad]
@@ -187,6 +188,20 @@ class Reader:
             return None
         height, width, _ = image.shape
         return (height, width) if height * width < self.fitting.preprocess.crop**2 else None
+
+
+def _raise_if_changed(decoded: Decoded, dataset: Dataset, first: int) -> None:
+    """Refuse an image whose bytes are not those from which the plan was made.
+
+    Raises:
+        DatasetError: naming it.
+    """
+    if decoded.changed is not None:
+        raise DatasetError(
+            f"The image {dataset.ids[first + decoded.changed]} changed while its features were being "
+            "extracted.",
+            "Run the same command again when the images are at rest.",
+        )
 
 
 def _in_files(dataset: Dataset) -> bool:

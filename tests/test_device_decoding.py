@@ -24,10 +24,11 @@ from featcache.backbones import devices
 from featcache.backbones.preprocess import fit
 from featcache.backbones.runtimes import openvino
 from featcache.commands.root import run
-from featcache.errors import OptionError
+from featcache.errors import CacheError, OptionError
 from featcache.extraction import device_decoding, machine, pipeline
 from featcache.extraction.decoding import Fitting, Processes
 from featcache.extraction.device_decoding import JpegDecoder, OnDevice, decoder_for, decoder_name
+from featcache.extraction.drift import drift
 from featcache.extraction.extract import extract
 from featcache.extraction.jpeg_header import plain_size
 from featcache.extraction.request import Request, Settings
@@ -263,6 +264,8 @@ def test_a_cache_of_its_own_and_the_same_bytes_every_time(
     plain = Cache(extract(Request(asked.dataset, "pixels", image_size=16), where).path)
     assert plain.key != found[0].key and "decode" not in plain.record["request"]
     assert plain.recipe.decoding.decoder == "pillow"
+    with pytest.raises(CacheError, match="decoded by libjpeg"):
+        drift(found[0].path, where)
     # The stand-in is libjpeg, whose pixels are Pillow's.
     ours, theirs = (cache.table("train", val_fraction=0).X for cache in (found[0], plain))
     assert np.array_equal(ours, theirs)

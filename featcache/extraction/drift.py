@@ -22,6 +22,7 @@ from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings, versions
 from featcache.extraction.resolve import Job
 from featcache.progress import Progress, silent
+from featcache.recipe import Decoding
 from featcache.store.cache import Cache
 from featcache.store.quantised import OFFSET, SCALE, name_of
 from featcache.store.records import Commit
@@ -101,6 +102,12 @@ def drift(
     if rows < FEWEST:
         raise OptionError(f"A drift is measured on at least {FEWEST} rows, got {rows}.")
     cache = Cache(path)
+    if cache.recipe.decoding.decoder != Decoding().decoder:
+        raise CacheError(
+            f"The images of {cache.name} were decoded by {cache.recipe.decoding.decoder}; a drift is measured "
+            "on images that Pillow decodes.",
+            "Extract a few images again with --limit, and compare.",
+        )
     request = Request.from_dict(cache.record["request"])
     request = replace(request, dataset=dataset or request.dataset, weights=weights or request.weights)
     job = open_job(request, source_of(request, settings), progress)

@@ -102,12 +102,7 @@ def drift(
     if rows < FEWEST:
         raise OptionError(f"A drift is measured on at least {FEWEST} rows, got {rows}.")
     cache = Cache(path)
-    if cache.recipe.decoding.decoder != Decoding().decoder:
-        raise CacheError(
-            f"The images of {cache.name} were decoded by {cache.recipe.decoding.decoder}; a drift is measured "
-            "on images that Pillow decodes.",
-            "Extract a few images again with --limit, and compare.",
-        )
+    _check_decoder(cache)
     request = Request.from_dict(cache.record["request"])
     request = replace(request, dataset=dataset or request.dataset, weights=weights or request.weights)
     job = open_job(request, source_of(request, settings), progress)
@@ -129,6 +124,15 @@ def drift(
     precision = cache.recipe.precision
     limits = COSINES[precision], DEVIATIONS.get(precision)
     return Drift(cache.name, len(chosen), nodes, *limits, _other_versions(cache))
+
+
+def _check_decoder(cache: Cache) -> None:
+    decoder = cache.recipe.decoding.decoder
+    if decoder != Decoding().decoder:
+        raise CacheError(
+            f"The images of {cache.name} were decoded by {decoder}; drift is measured on what Pillow decodes.",
+            "Extract a few images again with --limit, and compare.",
+        )
 
 
 def _chosen(commits: Sequence[Commit], count: int, seed: int) -> list[int]:

@@ -213,7 +213,7 @@ def goals(data: Path, folder: Path, o: argparse.Namespace) -> None:
     """Say which goals are met: the share of the forward-only rate, and the gain over the plain script."""
     sources = {"files": o.images or data} | ({"photos": o.photos} if o.photos else {})
     print(
-        f"{'goals':<30}{'forward':>9}{'whole':>9}{'share':>7}{'goal':>6}{'':5}{'plain':>8}{'gain':>7}{'goal':>6}"
+        f"{'goals':<34}{'forward':>9}{'whole':>9}{'share':>7}{'goal':>6}{'':5}{'plain':>8}{'gain':>7}{'goal':>6}"
     )
     for kind, backbone in itertools.product(sources, o.backbone):
         script = None
@@ -224,7 +224,7 @@ def goals(data: Path, folder: Path, o: argparse.Namespace) -> None:
             sample = Normalise(step.mean, step.std, "cpu", torch.float32)(pixels)
             extractor, why = in_runtime(job, o.runtime[-1], sample)
             if extractor is None:
-                print(f"{kind:<8}{backbone:<10}{precision:<6} left out: {why}")
+                print(f"{kind:<8}{backbone:<14}{precision:<6} left out: {why}")
                 continue
             batch = default_batch_size(extractor)
             before = extractor.forward_only_rate(batch, o.seconds)
@@ -240,7 +240,7 @@ def goals(data: Path, folder: Path, o: argparse.Namespace) -> None:
             if script is None and "plain script" in o.peers:
                 squash = max(job.dataset.image(0).shape) < step.crop and kind == "files"
                 script = PEERS["plain script"](backbone, place, job.network.state_dict(), squash)
-            line = f"{kind:<8}{backbone:<10}{precision:<6}{o.runtime[-1]:<6.6}{limit:>9.1f}{rate:>9.1f}"
+            line = f"{kind:<8}{backbone:<14}{precision:<6}{o.runtime[-1]:<6.6}{limit:>9.1f}{rate:>9.1f}"
             line += verdict(rate / limit, SHARE[kind], 2)
             line += (
                 "" if script is None else f"{script:>8.1f}" + verdict(rate / script, AGAINST[precision], 1)

@@ -130,7 +130,7 @@ def _check_decoder(cache: Cache) -> None:
     decoder = cache.recipe.decoding.decoder
     if decoder != Decoding().decoder:
         raise CacheError(
-            f"The images of {cache.name} were decoded by {decoder}; drift is measured on what Pillow decodes.",
+            f"The images of {cache.name} were decoded by {decoder}; drift is measured on Pillow's pixels.",
             "Extract a few images again with --limit, and compare.",
         )
 

@@ -4,7 +4,8 @@ Turn by turn in one process, so that a machine that slows down slows everything.
 rate, copy bandwidth), `forward` (the backbone alone, every runtime and precision), `stages` (each step of an
 extraction alone, on one core), `whole` (files to sealed cache, the share of the forward-only rate that it
 reaches, the share that is possible with every core busy, the narrowest stage) and `peers`. Medians of the
-rounds; ratios are medians of each round's.
+rounds; ratios are medians of each round's. `goals`, run where it is asked for, says which of them are met:
+--only goals --images CIFAR --photos PHOTOS --backbone resnet18 vgg16, some five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ from featcache.images.decode import decode
 from featcache.progress import silent
 from featcache.store import shard
 
-SECTIONS = ("machine", "forward", "stages", "whole", "peers")
+SECTIONS = ("machine", "forward", "stages", "whole", "peers", "goals")
+SHARE = {
+    "files": 0.95,
+    "photos": 0.90,
+}  # of the forward-only rate, to be reached from files to shards
+AGAINST = {"fp32": 1.8, "bf16": 3.5}  # times as fast as the plain script, at least
 
 
 def seconds(function: Callable[[], object], least: float = 0.3) -> float:
@@ -203,16 +209,61 @@ def peers(data: Path, folder: Path, o: argparse.Namespace) -> None:
             print(f"{backbone:<14}{name:<26}{statistics.median(rates):>8.1f}{ratio:>15.2f}×", flush=True)
 
 
+def goals(data: Path, folder: Path, o: argparse.Namespace) -> None:
+    """Say which goals are met: the share of the forward-only rate, and the gain over the plain script."""
+    sources = {"files": o.images or data} | ({"photos": o.photos} if o.photos else {})
+    print(
+        f"{'goals':<34}{'forward':>9}{'whole':>9}{'share':>7}{'goal':>6}{'':5}{'plain':>8}{'gain':>7}{'goal':>6}"
+    )
+    for kind, backbone in itertools.product(sources, o.backbone):
+        script = None
+        for precision in o.precision:
+            job = a_job(data, backbone, o.weights, precision, folder)
+            step = job.recipe.preprocess
+            pixels = np.stack([fit(job.dataset.image(row), step) for row in range(8)])
+            sample = Normalise(step.mean, step.std, "cpu", torch.float32)(pixels)
+            extractor, why = in_runtime(job, o.runtime[-1], sample)
+            if extractor is None:
+                print(f"{kind:<8}{backbone:<14}{precision:<6} left out: {why}")
+                continue
+            batch = default_batch_size(extractor)
+            before = extractor.forward_only_rate(batch, o.seconds)
+            many = max(1, round(before * o.budget / (2 * batch))) * 2 * batch  # as many for either stream
+            place = folder / f"{kind} {backbone} {precision}"
+            small_copy(sources[kind], many, place)
+            shutil.rmtree(folder / "features", ignore_errors=True)
+            request = Request(f"folder:{place}", backbone, o.weights, precision=precision)
+            settings = Settings(folder / "features", folder / "data", "cpu", runtime=o.runtime[-1])
+            found = extract(request, settings)
+            limit = (before + extractor.forward_only_rate(batch, o.seconds)) / 2
+            rate = found.images / found.extraction_seconds
+            if script is None and "plain script" in o.peers:
+                squash = max(job.dataset.image(0).shape) < step.crop and kind == "files"
+                script = PEERS["plain script"](backbone, place, job.network.state_dict(), squash)
+            line = f"{kind:<8}{backbone:<14}{precision:<6}{o.runtime[-1]:<6.6}{limit:>9.1f}{rate:>9.1f}"
+            line += verdict(rate / limit, SHARE[kind], 2)
+            line += (
+                "" if script is None else f"{script:>8.1f}" + verdict(rate / script, AGAINST[precision], 1)
+            )
+            start = found.seconds - found.extraction_seconds
+            print(f"{line}  {found.images} images, start-up {start:.1f} s", flush=True)
+
+
+def verdict(reached: float, goal: float, digits: int) -> str:
+    return f"{reached:>7.2f}{goal:>6.{digits}f} {'met' if reached >= goal else 'no':<4}"
+
+
 def small_copy(source: Path, images: int, target: Path) -> Path:
-    """Copy the first images of each class, or of a flat folder: every contender reads the same files."""
+    """Copy the first images of each class, or of a flat folder, over again where they do not suffice."""
     root = source / "train" if (source / "train").is_dir() else source
     classes = sorted(path for path in root.iterdir() if path.is_dir()) or [root]
-    for folder in classes:
+    for number, folder in enumerate(classes):
         place = target / "train" / (folder.name if folder != root else "all")
         place.mkdir(parents=True)
         files = sorted(path for path in folder.iterdir() if path.is_file())
-        for path in files[: max(1, images // len(classes))]:
-            shutil.copy(path, place)
+        for copy in range(images // len(classes) + (number < images % len(classes))):
+            path = files[copy % len(files)]
+            shutil.copy(path, place / f"{copy:06d}{path.suffix}")
     return target
 
 
@@ -229,7 +280,9 @@ def noise(folder: Path, count: int) -> Path:
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="a folder of images or train/<class>/* [default: noise]")
-    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
+    parser.add_argument("--photos", type=Path, help="a folder of photos, for the goals")
+    parser.add_argument("--budget", type=float, default=15.0, help="seconds of each extraction for the goals")
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS[:-1])
     parser.add_argument("--backbone", nargs="+", default=["resnet18"])
     parser.add_argument("--runtime", nargs="+", choices=list(RUNTIMES), default=["torch", "openvino"])
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
@@ -250,6 +303,7 @@ def main() -> None:
     print(f"{platform.processor() or platform.machine()}, {cores()} cores · {installed}")
     runs: dict[str, Callable[..., Any]] = {
         "forward": forward, "stages": show_stages, "whole": whole, "peers": peers,
+        "goals": goals,
     }  # fmt: skip
     if "machine" in o.only:
         machine()

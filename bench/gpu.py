@@ -39,7 +39,7 @@ from featcache.extraction import pipeline
 from featcache.extraction.batch_size import batch_size
 from featcache.extraction.extract import _create, compute, open_job, source_of
 from featcache.extraction.reader import Reader, cores
-from featcache.extraction.request import DECODE, Request, Settings
+from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
 from featcache.store import layout, shard
 from featcache.store.cache import Cache
@@ -166,8 +166,7 @@ class Bench:
     def decode(self) -> tuple[dict[str, float], tuple[int, int] | None]:
         """Return images a second of reading alone, and the size in which images come if not fitted."""
         lane = pipeline.lane_of(self.cache.recipe, self.extractor, self.size)
-        decoder = self.job.recipe.decoding.decoder
-        how = pipeline.reading(lane, self.size, None, self.job.request.max_pixels, decoder)
+        how = pipeline.reading(lane, self.size, None, self.job.request.max_pixels)
         reader = Reader(self.job.dataset, self.job.recipe.preprocess, how)
         shape: tuple[int, ...] = ()
         images, begin = 0, time.perf_counter()
@@ -318,7 +317,6 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=10, help="of each stage on the device")
     parser.add_argument("--side", type=int, default=8192, help="of the matrices")
     parser.add_argument("--folder", type=Path, help="where caches are made [default: temporary]")
-    parser.add_argument("--decode", default="auto", choices=DECODE)
     parser.add_argument("--timeline", action="store_true", help="tell when what happens in an extraction")
     parser.add_argument("--layers", action="store_true", help="tell how long every layer takes")
     parser.add_argument("--json", type=Path, help="write all figures there")
@@ -338,7 +336,6 @@ def main(given: list[str]) -> None:
                 precision=asked.precision,
                 image_size=asked.image_size,
                 limit=asked.limit,
-                decode=asked.decode,
             )
             found.append(measure(request, asked, folder))
             show(found[-1])

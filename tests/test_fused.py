@@ -139,3 +139,24 @@ def test_the_kernel_gives_what_torch_gives(
         assert got.dtype == dtype and got.is_contiguous(memory_format=torch.channels_last)
         torch.testing.assert_close(got, wanted, rtol=0, atol=0, equal_nan=True)
     assert not module.refused and bool(wanted.isnan().any())
+
+
+def test_images_are_filled_up_for_a_first_layer() -> None:
+    """Black channels change no sum; only a dense 3 x 3 on three channels wants them."""
+    conv = nn.Conv2d(3, 8, 3, padding=1)
+    x = torch.randn(2, 3, 9, 9).to(memory_format=torch.channels_last)
+    plain, wide = fused.FusedConvolution(conv), fused.FusedConvolution(conv)
+    wide.widen(32)
+    with torch.inference_mode():
+        assert wide.weight.shape == (8, 32, 3, 3) and conv.weight.shape == (8, 3, 3, 3)
+        torch.testing.assert_close(wide(x), plain(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "first"), [("vgg16", 1), ("resnet18", 0), ("squeezenet1_1", 0)])
+def test_the_first_layer_that_is_filled_up(name: str, first: int) -> None:
+    with torch.device("meta"):
+        net = catalogue.build(name)
+    body = graph.cut(graph.trace(net), catalogue.resolve_nodes(name, net))
+    graph.fold_batch_norm(body)
+    fused.fuse(body)
+    assert fused.widen_first(body) == first and fused.widen_first(body) == 0

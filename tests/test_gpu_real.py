@@ -93,36 +93,3 @@ def photos(images: Path, tmp_path: Path) -> Path:
                 shutil.copy(path, tmp_path / "photos" / "train" / "all" / f"{number:04d}.jpg")
             return tmp_path / "photos"
     pytest.skip(f"{images} has no photos")
-
-
-def test_photos_decoded_by_the_gpu(photos: Path, tmp_path: Path) -> None:
-    """The same bytes every time, whatever is decoded together while the network runs; close to Pillow's."""
-    asked = Request(f"folder:{photos}", "resnet18", "random:0", store_dtype="float32", decode="gpu")
-    found = []
-    for number, (batch, workers) in enumerate(((32, 1), (32, 5), (32, None), (32, 16))):
-        settings = Settings(tmp_path / str(number), tmp_path, "cuda", batch, workers)
-        found.append(tree(extract(asked, settings).path))
-    assert found[0] == found[1] == found[2] == found[3]
-    settings = Settings(tmp_path / "0", tmp_path, "cuda", 32)
-    ours = features(asked, settings)
-    theirs = features(replace(asked, decode="cpu"), settings)
-    cosine, _ = distance(ours, theirs)
-    assert 0.999 <= cosine < 1 and not np.array_equal(ours, theirs)
-
-
-def test_the_gpu_decodes_what_pillow_decodes(photos: Path) -> None:
-    from featcache.extraction.device_decoding import JpegDecoder
-    from featcache.extraction.jpeg_header import plain_size
-    from featcache.images.decode import decode
-
-    files = [path.read_bytes() for path in sorted(photos.rglob("*.jpg"))]
-    plain = [data for data in files if plain_size(data)]
-    decoder = JpegDecoder("cuda:0")
-    assert len(plain) > 0.9 * len(files)
-    together = [image.permute(1, 2, 0).cpu().numpy() for image in decoder(plain)]
-    for data, image in zip(plain, together, strict=True):
-        wanted = decode(data)
-        assert image.shape == wanted.shape
-        assert np.abs(image.astype(float) - wanted).mean() < 2
-    alone = decoder(plain[5:6])[0].permute(1, 2, 0).cpu().numpy()
-    assert np.array_equal(alone, together[5])

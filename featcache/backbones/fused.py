@@ -17,6 +17,8 @@ from torch.nn import functional
 
 from featcache.backbones.pool_kernel import can_pool, max_pool
 
+WIDE = 32  # channels; 8 and 16 took 8.0 and 6.6 us
+
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _RELUS = (functional.relu, torch.relu, functional.relu_, torch.relu_)
 
@@ -36,10 +38,18 @@ class FusedConvolution(nn.Module):
         self.bias.requires_grad_(False)
         self.stride, self.padding = conv.stride, tuple(int(side) for side in conv.padding)
         self.dilation, self.groups = conv.dilation, conv.groups
-        self.refused = False
+        self.refused, self.missing = False, 0
+
+    def widen(self, channels: int) -> None:
+        """Read images filled up with black channels, which change no sum, to so many."""
+        self.missing = channels - self.weight.shape[1]
+        wide = functional.pad(self.weight.detach(), (0, 0, 0, 0, 0, self.missing))
+        self.weight = nn.Parameter(wide, requires_grad=False)
 
     def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
         """Return the map (B, C, H, W) of x; `addend` has its shape."""
+        if self.missing:
+            x = functional.pad(x, (0, 0, 0, 0, 0, self.missing))
         if x.is_cuda and not self.refused:
             try:
                 return self._in_one(x, addend)
@@ -115,6 +125,26 @@ def fuse(body: fx.GraphModule) -> int:
     body.delete_all_unused_submodules()
     body.recompile()
     return found
+
+
+def widen_first(body: fx.GraphModule) -> int:
+    """Fill images up with black channels where the first layer is a dense 3 x 3; return in how many layers.
+
+    The tensor cores of a GPU take channels by eights and more. For three of them cuDNN has but a slow kernel:
+    measured on an H100 in bfloat16, 3 -> 64 at 224 x 224, 15.6 us an image, and 4.9 with 32 channels.
+    """
+    found = 0
+    for module in body.modules():
+        if isinstance(module, FusedConvolution) and _is_first(module):
+            module.widen(WIDE)
+            found += 1
+    return found
+
+
+def _is_first(module: FusedConvolution) -> bool:
+    channels, *window = module.weight.shape[1:]
+    dense = module.groups == 1 and tuple(module.stride) == (1, 1)
+    return channels == len("RGB") and window == [3, 3] and dense
 
 
 def _fuse_sum(body: fx.GraphModule, total: fx.Node, relu: fx.Node, names: Any) -> int:

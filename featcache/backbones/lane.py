@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from featcache.backbones.heap import give_freed_memory_back
 from featcache.backbones.preprocess import writable
 from featcache.backbones.recorded import DEPTH, Flight, Program, Rows
 from featcache.backbones.runtime import Extractor, frozen
@@ -56,6 +57,8 @@ class Lane:
         """Stop the threads; what has begun is finished first."""
         if self._streams is not None:
             self._streams.close()
+        if not self.on_gpu:
+            give_freed_memory_back()
 
     @property
     def depth(self) -> int:

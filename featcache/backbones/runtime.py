@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from featcache.backbones import fused, graph
 from featcache.backbones.devices import check_precision, device_facts, float32_as, resolve_device
+from featcache.backbones.heap import keep_freed_memory
 from featcache.backbones.preprocess import Normalise, writable
 from featcache.backbones.runtimes.base import Body, Work
 from featcache.backbones.runtimes.streams import in_streams
@@ -69,6 +70,8 @@ class Extractor:
             raise BackboneError("No layer to read.", "Name one, or take the default of `resolve_nodes`.")
         self.precision, self.device = precision, resolve_device(device)
         check_precision(precision, self.device)
+        if self.device == "cpu":
+            keep_freed_memory()
         self.dtype, self.crop = PRECISIONS[precision], preprocess.crop
         traced = graph.trace(network)
         for node in nodes:
@@ -170,6 +173,8 @@ def _prepared(body: fx.GraphModule, dtype: torch.dtype, device: str) -> fx.Graph
     for module in body.modules():
         if not isinstance(module, nn.modules.batchnorm._BatchNorm):
             _cast(module, dtype)
+    if device != "cpu" and dtype != torch.float32:
+        fused.widen_first(body)
     return body.to(device).to(memory_format=torch.channels_last)
 
 

@@ -58,7 +58,7 @@ def doctor(
     if as_json and not broken:
         show_json(facts)
     elif not as_json:
-        for group in ("versions", "devices", "precisions", "runtimes", "decoders", "folders"):
+        for group in ("versions", "devices", "precisions", "runtimes", "folders"):
             show(group)
             for name, value in _lines(facts[group]):
                 show(f"  {name:<22} {value}")
@@ -139,7 +139,6 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
         "devices": device_facts(),
         "precisions": machine.precisions_of_devices(),
         "runtimes": machine.runtimes(),
-        "decoders": machine.decoders(),
         "folders": {
             "data": str(data_dir.resolve()),
             "features": str(features_dir.resolve()),

@@ -10,7 +10,6 @@ import click
 from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, size
 from featcache.extraction.request import (
-    DECODE,
     NORMALIZE,
     ON_BAD_IMAGE,
     PRECISIONS,
@@ -107,14 +106,6 @@ DECIDING = [
         default=50_000_000,
         show_default=True,
         help="Larger images are not decoded.",
-    ),
-    click.option(
-        "--decode",
-        type=click.Choice(DECODE),
-        default="auto",
-        show_default=True,
-        help="gpu: plain JPEG files are decoded by the GPU, whose pixels differ a little: a cache of its "
-        "own; auto: cpu.",
     ),
 ]
 

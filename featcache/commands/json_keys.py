@@ -233,7 +233,6 @@ KEYS: dict[str, dict[str, str]] = {
         "devices": "what there is to compute on",
         "precisions": "device → the precisions it computes in",
         "runtimes": "runtime → its version, or why it cannot be used here",
-        "decoders": "value of --decode → who decodes then, or why it cannot be used here",
         "folders": "where data, features and official weights are",
         "file_system": 'promise → "" where it is kept, else what happened',
     },

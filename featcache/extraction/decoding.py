@@ -34,6 +34,8 @@ from featcache.images.decode import decode
 from featcache.images.stored import read_file
 from featcache.recipe import Preprocess, Views
 
+PATIENCE = 0.01  # seconds that a task waits for its turn before it looks whether processes have begun
+
 
 @dataclass
 class Decoded:
@@ -176,11 +178,12 @@ class Processes:
 
     def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
         """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
-        if not self._begun and self._turn.acquire(blocking=False):
-            try:
-                return self._here.decode(first, stop, room, place, fitted)
-            finally:
-                self._turn.release()
+        while not self._begun:
+            if self._turn.acquire(timeout=PATIENCE):
+                try:
+                    return self._here.decode(first, stop, room, place, fitted)
+                finally:
+                    self._turn.release()
         task = {
             "files": [self._dataset.file(row) for row in range(first, stop)],
             "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),

@@ -62,7 +62,7 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
     The first batch warms up and is not counted. Unreadable images count: they take time too.
     """
     lane = lane_of(job.recipe, extractor, batch_size)
-    how = reading(lane, batch_size, workers, job.request.max_pixels, job.recipe.decoding.decoder)
+    how = reading(lane, batch_size, workers, job.request.max_pixels)
     part = ShardPlan(
         "train-00000", 0, min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
     )

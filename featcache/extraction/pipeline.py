@@ -21,7 +21,6 @@ from featcache.backbones.resize_plan import is_pillows
 from featcache.backbones.runtime import Extractor
 from featcache.errors import CacheError, DatasetError
 from featcache.extraction.copying import Share
-from featcache.extraction.device_decoding import PILLOW, decoder_for
 from featcache.extraction.pixels import Shape
 from featcache.extraction.reader import Bad, Batch, Reader, Reading, cores
 from featcache.extraction.views import pixels_of
@@ -75,7 +74,7 @@ def run(
     left = cache.todo() if parts is None else list(parts)
     lane = lane_of(cache.recipe, extractor, batch_size)
     share, step = Share(cache, source), cache.recipe.preprocess
-    how = reading(lane, batch_size, workers, max_pixels, cache.recipe.decoding.decoder)
+    how = reading(lane, batch_size, workers, max_pixels)
     reader = Reader(dataset, step, how, cache.recipe.views, share.new)
     writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth, share)
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress), share, skip_bad)
@@ -114,14 +113,8 @@ def _resizer(step: Preprocess, device: str, source: Shape) -> Resizer:
     return resizer(source, step, device)
 
 
-def reading(
-    lane: Lane, batch_size: int, workers: int | None, max_pixels: int, decoder: str = PILLOW
-) -> Reading:
-    """Return how to feed a lane: a GPU wants pinned memory, bytes as small as they come, and processes.
-
-    Raises:
-        OptionError: the recipe names a decoder that is not here.
-    """
+def reading(lane: Lane, batch_size: int, workers: int | None, max_pixels: int) -> Reading:
+    """Return how to feed a lane: a GPU wants pinned memory, bytes as small as they come, and processes."""
     device, gpu = lane.extractor.device, lane.on_gpu
     return Reading(
         batch_size,
@@ -131,7 +124,6 @@ def reading(
         processes=gpu,
         after=lane.depth + 1,
         pin=partial(pin, device=device) if gpu else None,
-        jpeg=decoder_for(decoder, device),
     )
 
 

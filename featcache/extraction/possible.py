@@ -17,11 +17,10 @@ def check_possible(request: Request, settings: Settings) -> None:
     early to tell: reading a cache takes no GPU.
 
     Raises:
-        OptionError: a device, precision, runtime or decoder is not here; why.
+        OptionError: a device, precision or runtime is not here; why.
     """
     from featcache.backbones.devices import check_precision
     from featcache.backbones.runtimes.catalogue import check_runtime
-    from featcache.extraction.device_decoding import gpu_decoder_name
     from featcache.extraction.several import devices_of
 
     devices = devices_of(settings.device)
@@ -31,8 +30,6 @@ def check_possible(request: Request, settings: Settings) -> None:
         check_precision(request.precision, device)
         if settings.runtime != "auto":
             check_runtime(settings.runtime, device, request.precision)
-        if request.decode == "gpu":
-            gpu_decoder_name(device)
 
 
 def _may_be_there(request: Request, features_dir: Path) -> bool:

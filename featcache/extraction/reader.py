@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,11 +21,7 @@ from featcache.recipe import Preprocess, Views
 from featcache.store.plan import ShardPlan
 
 PREFETCH = 3  # batches being decoded ahead of the backbone, at least
-DEVICE_IMAGES = 64  # a task of a device that decodes: its engine likes many at once
 MANY = 4096  # images for which starting processes pays
-
-if TYPE_CHECKING:
-    from featcache.extraction.device_decoding import JpegDecoder, OnDevice
 
 Bad = tuple[int, str]
 
@@ -69,7 +64,6 @@ class Reading:
         processes: whether images in files are decoded by processes where there are many; None: by threads.
         after: batches that are kept after they were yielded.
         pin: makes the pixels' memory quick to copy to the device.
-        jpeg: decodes JPEG on the device, and images are fitted there; None: everything is decoded by Pillow.
     """
 
     batch_size: int
@@ -79,7 +73,6 @@ class Reading:
     processes: bool = False
     after: int = 1
     pin: Pin | None = None
-    jpeg: JpegDecoder | None = None
 
 
 class Reader:
@@ -105,11 +98,11 @@ class Reader:
         self.fitting = Fitting(preprocess, how.max_pixels, views)
         self._most = 1 if views is None else min(GROUP, views.count)
         workers = how.workers or cores()
-        apart = how.processes and how.jpeg is None and workers > 1
+        apart = how.processes and workers > 1
         self._processes = apart and can_share() and _in_files(dataset)
-        task = Processes.images if self._processes else Threads.images if how.jpeg is None else DEVICE_IMAGES
+        task = Processes.images if self._processes else Threads.images
         self._ahead = max(PREFETCH, -(-2 * workers * task // how.batch_size))
-        own = how.own_size and how.jpeg is None and keeps_sizes(views)
+        own = how.own_size and keeps_sizes(views)
         self._own = self._common_size() if own else None
         self._memory, self._rings = self._room()
         self._decoder = self._made(workers)
@@ -117,11 +110,7 @@ class Reader:
         begin = one_thread if draws else None  # the threads together have the cores
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=begin)
 
-    def _made(self, workers: int) -> Threads | Processes | OnDevice:
-        if self.how.jpeg is not None:
-            from featcache.extraction.device_decoding import OnDevice
-
-            return OnDevice(self.dataset, self.fitting, self.how.jpeg)
+    def _made(self, workers: int) -> Threads | Processes:
         if self._processes:
             return Processes(self.dataset, self.fitting, self._memory, workers)
         return Threads(self.dataset, self.fitting)

@@ -19,7 +19,6 @@ NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 STORE_DTYPES = ("float16", "float32", "int8")
 ON_BAD_IMAGE = ("error", "skip")
-DECODE = ("auto", "cpu", "gpu")
 RUNTIMES = ("auto", "torch", "compile", "openvino")
 RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
@@ -44,7 +43,6 @@ class Request:
     store_dtype: str = "float16"
     limit: int | None = None
     max_pixels: int = 50_000_000
-    decode: str = "auto"
     views: int = 1  # of each image, with the image itself
     augment: str | None = None  # a policy's name or its steps, see `featcache.images.policies.text_of`
     view_seed: int = 0
@@ -58,7 +56,6 @@ class Request:
             ("normalize", NORMALIZE),
             ("precision", PRECISIONS),
             ("store_dtype", STORE_DTYPES),
-            ("decode", DECODE),
         ):
             if getattr(self, name) not in known:
                 raise OptionError(f"Unknown {name} {getattr(self, name)!r}.", f"Known: {', '.join(known)}.")
@@ -93,8 +90,6 @@ class Request:
                 f"{self.views} views need to know how they are made.",
                 f"Give --augment: {', '.join(NAMED)}, or a .toml or .json file.",
             )
-        if self.views > 1 and self.decode == "gpu":
-            raise OptionError("Views are drawn on what the CPU has decoded.", "Leave --decode gpu out.")
         if self.augment is not None:
             policy_of(self.augment)
 
@@ -112,10 +107,8 @@ class Request:
         return ["This augmentation makes the same view each time: --views 2 holds all that there is."]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the options as plain JSON values; who decodes and views only where it is not the usual."""
+        """Return the options as plain JSON values; views only where there are any."""
         plain = {**asdict(self), "layers": list(self.layers)}
-        if self.decode != "gpu":
-            del plain["decode"]
         if self.views == 1:
             plain = {name: value for name, value in plain.items() if name not in _OF_VIEWS}
         return plain

@@ -118,21 +118,10 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
         precision=request.precision,
         store_dtype=request.store_dtype,
         format=format_of(request.store_dtype, views),
-        decoding=Decoding(_decoder(request), max_pixels=request.max_pixels),
+        decoding=Decoding(max_pixels=request.max_pixels),
         views=views,
     )
     return Job(request, dataset, recipe, network, weights_before, [*request.notes(), *choice.notes])
-
-
-def _decoder(request: Request) -> str:
-    """Return who decodes, by its name in the recipe.
-
-    Raises:
-        OptionError: it is to be the GPU, and there is none.
-    """
-    from featcache.extraction.device_decoding import PILLOW, gpu_decoder_name
-
-    return gpu_decoder_name() if request.decode == "gpu" else PILLOW
 
 
 def _statistics(

@@ -18,7 +18,7 @@ from featcache.store.cache import Cache
 from featcache.training import runs
 from tests.faults import toys
 from tests.faults.powerloss import ROOT, Disk, Recording, Step, lay_out, renamed
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import count, draw, numbers, tally
 from tests.kit_caches import features
 
 POWER = "… and power loss on a disk that honours fsync"
@@ -199,7 +199,7 @@ def test_whatever_the_power_leaves_is_whole(tmp_path: Path) -> None:
 @pytest.mark.timeout(1200)
 def test_whatever_the_power_leaves_of_two_writers_is_whole(tmp_path: Path) -> None:
     with tally(POWER, "the same with two writers whose calls take turns by chance") as found:
-        for trial in range(count(8, 120)):
+        for trial in numbers(8, 120):
             rng = draw("turns", trial)
             turns = [rng.randrange(2) for _ in range(200)]
             if trial % 2:  # one of them is held up right after a call of chance

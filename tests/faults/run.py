@@ -1,7 +1,7 @@
-"""All trials by fault on many processes at once: python -m tests.faults.run --jobs 16 [--share .1] [--only damage].
+"""All trials by fault on many processes at once: python -m tests.faults.run --jobs 16 [--share .1].
 
-Each test is done in parts, each part in a process forked from this one, which has imported what takes long; the
-longest begin first. The table at the end sums the parts. Exit code 1 where a part failed or was not done.
+Each test is done in parts, each part in a process forked from this one, which has imported what takes long;
+the longest begin first. The table at the end sums the parts. Exit code 1 where a part failed or was not done.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import h5py  # noqa: F401  # imported here once, for all parts
 import pytest
 import sklearn.linear_model  # noqa: F401
 import torch  # noqa: F401
+from threadpoolctl import threadpool_limits
 
 from tests.faults.processes import fork
 from tests.faults.trials import Tally, table
@@ -90,7 +91,8 @@ class Part:
         os.dup2(output, 2)
         part = {"FEATCACHE_FAULTS_PART": f"{self.number}/{self.of}", "FEATCACHE_FAULTS_TABLE": str(rows)}
         os.environ.update(environment | part)
-        code = pytest.main([self.node, "--timeout=3000", "-p", "no:randomly"])
+        with threadpool_limits(1):
+            code = pytest.main([self.node, "--timeout=3000"])
         sys.stdout.flush()
         os._exit(int(code))
 
@@ -179,7 +181,7 @@ def summed(parts: Sequence[Part]) -> list[Tally]:
 
 
 def reported(parts: Sequence[Part], folder: Path) -> bool:
-    """Print what failed and what was not done, the seconds of each test, and the table; return whether all is well."""
+    """Print what failed or was not done, the seconds of each test and the table; return whether all is well."""
     wrong = [part for part in parts if part.code not in (0, 5)]
     for part in wrong:
         said = part.files(folder)[0]
@@ -202,9 +204,7 @@ def main() -> int:
     options.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at once")
     options.add_argument("--share", type=float, default=1.0, help="of the full column's trials")
     options.add_argument("--seed", type=int, default=1, help="what chance draws from")
-    options.add_argument(
-        "--minutes", type=float, default=600.0, help="stop by then, and say what was not done"
-    )
+    options.add_argument("--minutes", type=float, default=600.0, help="stop by then")
     options.add_argument("--only", action="append", default=[], help="tests with this in their name")
     options.add_argument("--keep", type=Path, help="a folder for the output and the tables of the parts")
     chosen = options.parse_args()
@@ -215,7 +215,7 @@ def main() -> int:
         "FEATCACHE_FAULTS": "full",
         "FEATCACHE_FAULTS_SHARE": str(chosen.share),
         "FEATCACHE_FAULTS_SEED": str(chosen.seed),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",  # of what the parts start; they themselves are limited below
     }
     parts = planned(nodes(chosen.only), chosen.share, SLICE)
     print(

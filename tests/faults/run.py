@@ -181,7 +181,7 @@ def summed(parts: Sequence[Part]) -> list[Tally]:
 
 
 def reported(parts: Sequence[Part], folder: Path) -> bool:
-    """Print what failed or was not done, the seconds of each test and the table; return whether all is well."""
+    """Print what failed or was not done, each test's seconds, and the table; return whether all is well."""
     wrong = [part for part in parts if part.code not in (0, 5)]
     for part in wrong:
         said = part.files(folder)[0]

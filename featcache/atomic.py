@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -53,6 +54,10 @@ class Calls:
     def mkdir(self, path: str) -> None:
         """Make a folder, see os.mkdir."""
         os.mkdir(path)
+
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder, see os.rmdir."""
+        os.rmdir(path)
 
 
 calls = Calls()
@@ -173,12 +178,27 @@ def sweep(folder: Path) -> int:
     """Remove temporaries that dead processes of this machine left in a folder; return how many."""
     removed = 0
     for path in folder.glob(f"{TEMPORARY}*"):
-        host, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-        pid = rest.partition("-")[0]
-        if host == _host() and pid.isdigit() and not _alive(int(pid)):
+        if left_by(path.name) == DEAD:
             _forget(str(path))
             removed += 1
     return removed
+
+
+DEAD, ALIVE, ELSEWHERE = "dead", "alive", "elsewhere"
+_NAME = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{8}})-(\d{{1,10}})-[0-9a-f]{{12}}")
+
+
+def left_by(name: str) -> str | None:
+    """Return whether the process that made a temporary is dead, alive or on another machine.
+
+    None: the name is not one that `write` gives.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    if found[1] != _host():
+        return ELSEWHERE
+    return ALIVE if _alive(int(found[2])) else DEAD
 
 
 def _write_temporary(path: Path, data: bytes | Sequence[memoryview]) -> str:
@@ -239,6 +259,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True

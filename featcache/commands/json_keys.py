@@ -176,6 +176,16 @@ KEYS: dict[str, dict[str, str]] = {
         "damaged": "shard → what is wrong; empty, for otherwise there is an error",
         "repaired": "the shards computed again",
     },
+    "gc": {
+        "features_dir": "the folder that was looked at",
+        "deleted": "whether anything was removed: --delete",
+        "bytes": "of what can go, or of what went",
+        "items": "a list, each with path, bytes, why, kind: temporary, orphan shard, claims, memory, remains "
+        "or cache",
+        "kept": "caches that were asked away and stay: cache, why",
+        "left_bytes": "of the caches that stay",
+        "not_removed": "with --delete: what stayed after all, path and why",
+    },
     "layers": {
         "backbone": "its name",
         "default": "the nodes read without --layer",

@@ -27,6 +27,7 @@ COMMANDS = {
     "ls": "caches:ls",
     "info": "caches:info",
     "verify": "verify:verify",
+    "gc": "gc:gc",
     "layers": "layers:layers",
     "doctor": "doctor:doctor",
 }

@@ -172,8 +172,12 @@ class Cache:
             rows=len(part),
             bad=tuple(sorted(bad)),
         )
-        atomic.write(self.path / records.SHARDS / record.file, data)
-        return atomic.publish_once(self.path / records.COMMITS / f"{part.name}.json", record.to_bytes())
+        path = self.path / records.SHARDS / record.file
+        atomic.write(path, data)
+        won = atomic.publish_once(self.path / records.COMMITS / f"{part.name}.json", record.to_bytes())
+        if won and not path.exists():  # held up for so long between the two that gc took it for an orphan
+            atomic.write(path, data)
+        return won
 
     def seal(self) -> dict[str, Any]:
         """Write the seal once every shard is committed, and return it.

@@ -188,6 +188,11 @@ DEAD, ALIVE, ELSEWHERE = "dead", "alive", "elsewhere"
 _NAME = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{8}})-(\d{{1,10}})-[0-9a-f]{{12}}")
 
 
+def own_name() -> str:
+    """Return a new name that tells which process of which machine has made a file."""
+    return f"{TEMPORARY}{_host()}-{os.getpid()}-{os.urandom(6).hex()}"
+
+
 def left_by(name: str) -> str | None:
     """Return whether the process that made a temporary is dead, alive or on another machine.
 
@@ -202,8 +207,7 @@ def left_by(name: str) -> str | None:
 
 
 def _write_temporary(path: Path, data: bytes | Sequence[memoryview]) -> str:
-    name = f"{TEMPORARY}{_host()}-{os.getpid()}-{os.urandom(6).hex()}"
-    temporary = str(path.parent / name)
+    temporary = str(path.parent / own_name())
     descriptor = calls.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         try:

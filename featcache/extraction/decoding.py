@@ -7,15 +7,13 @@ handful at a time through a pipe, and puts the pixels into shared memory. They i
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import queue
 import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from featcache.backbones.fitting import fit_what_can
 from featcache.errors import BadImageError, CacheError, DatasetError
+from featcache.extraction.contained import Child, EndedError, limited, line
 from featcache.extraction.pixels import Memory, Room, Shape
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
@@ -148,15 +147,27 @@ class Processes:
     def __init__(self, dataset: Dataset, fitting: Fitting, memory: Memory, count: int) -> None:
         self._dataset = dataset
         start = {"size": memory.size, "handle": memory.handle, "max_pixels": fitting.max_pixels}
-        begin = _line(start | {"preprocess": asdict(fitting.preprocess)})
-        self._all = [_started(memory.handle) for _ in range(count)]
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        for process in self._all:
-            _pipe(process.stdin).write(begin)
-            self._idle.put(process)
+        begin = start | {"preprocess": asdict(fitting.preprocess)}
+        self._all = [Child(memory.handle, begin) for _ in range(count)]
+        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        for child in self._all:
+            self._idle.put(child)
 
     def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on."""
+        """Decode the rows first … stop - 1 into a batch's room from a place on.
+
+        Raises:
+            CacheError: the processes that decode end whatever they are asked.
+        """
+        child = self._idle.get()
+        try:
+            return self._asked(child, first, stop, room, place, fitted)
+        except EndedError:
+            return self._one_by_one(child, first, stop, room, place, fitted)
+        finally:
+            self._idle.put(child)
+
+    def _asked(self, child: Child, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
         task = {
             "files": [self._dataset.file(row) for row in range(first, stop)],
             "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),
@@ -164,55 +175,44 @@ class Processes:
             "shape": room.pixels.shape[1:],
             "fitted": fitted,
         }
-        process = self._idle.get()
-        try:
-            answer = _asked(process, _line(task))
-        except (OSError, ValueError) as error:
-            names = f"{self._dataset.ids[first]} to {self._dataset.ids[stop - 1]}"
-            raise CacheError(
-                f"A process that decodes images ended by itself (code {process.poll()}) at {names}.",
-                "Run the same command again; with --workers 1 images are decoded in this process.",
-            ) from error
-        finally:
-            self._idle.put(process)
+        answer = child.ask(task)
         return Decoded([(int(i), str(why)) for i, why in answer["bad"]], answer["odd"], answer["changed"])
+
+    def _one_by_one(
+        self, child: Child, first: int, stop: int, room: Room, place: int, fitted: bool
+    ) -> Decoded:
+        """Decode each image by itself; one that ends two fresh processes cannot be read."""
+        whole = Decoded()
+        for row in range(first, stop):
+            at = place + row - first
+            found = self._twice(child, row, room, at, fitted)
+            if found.odd or found.changed is not None:
+                return Decoded(odd=found.odd, changed=None if found.changed is None else row - first)
+            if found.bad:
+                room.pixels[at] = 0
+                whole.bad.append((row - first, found.bad[0][1]))
+        return whole
+
+    def _twice(self, child: Child, row: int, room: Room, place: int, fitted: bool) -> Decoded:
+        with contextlib.suppress(EndedError):  # another's doing, such as a kill by the system
+            return self._asked(child, row, row + 1, room, place, fitted)
+        try:
+            return self._asked(child, row, row + 1, room, place, fitted)
+        except EndedError as error:
+            why = str(error)
+        try:
+            self._asked(child, row, row, room, place, fitted)  # nothing
+        except EndedError as error:
+            raise CacheError(
+                f"The processes that decode images end by themselves: {error}.",
+                "With --decode-in threads images are decoded in this process.",
+            ) from error
+        return Decoded([(0, why)])
 
     def close(self) -> None:
         """End the processes."""
-        for process in self._all:
-            process.kill()  # they hold nothing that could be lost
-        for process in self._all:
-            process.communicate()
-
-
-def _started(handle: int) -> subprocess.Popen[bytes]:
-    package = str(Path(__file__).parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "featcache.extraction.decoding"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=(handle,),
-        env=environment,
-    )
-
-
-def _asked(process: subprocess.Popen[bytes], line: bytes) -> Any:
-    to, back = _pipe(process.stdin), _pipe(process.stdout)
-    to.write(line)
-    to.flush()
-    return json.loads(back.readline())
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    if stream is None:
-        raise ValueError("The process was started without pipes.")
-    return stream
-
-
-def _line(message: object) -> bytes:
-    return json.dumps(message).encode() + b"\n"  # ASCII: a path that is no UTF-8 survives as escapes
+        for child in self._all:
+            child.close()
 
 
 def raise_if_changed(decoded: Decoded, dataset: Dataset, first: int) -> None:
@@ -236,8 +236,11 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
     fitting = Fitting(Preprocess(**step), start["max_pixels"])
     memory = _mapped(start["handle"], start["size"])
-    while line := tasks.readline():
-        task = json.loads(line)
+    limited(start["size"], start["max_pixels"])
+    answers.write(b"\n")  # ready
+    answers.flush()
+    while asked := tasks.readline():
+        task = json.loads(asked)
         files, shape, hashes = (
             task["files"],
             (len(task["files"]), *task["shape"]),
@@ -245,8 +248,13 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
         )
         out = memory[task["at"] : task["at"] + int(np.prod(shape))].reshape(shape)
         each = [hashes[at : at + 16] for at in range(0, len(hashes), 16)]
-        found = decode_into(out, lambda i, files=files: read_file(files[i]), each, fitting, task["fitted"])
-        answers.write(_line(asdict(found)))
+        try:
+            found = decode_into(
+                out, lambda i, files=files: read_file(files[i]), each, fitting, task["fitted"]
+            )
+            answers.write(line(asdict(found)))
+        except MemoryError:
+            answers.write(line({"memory": True}))
         answers.flush()
 
 

@@ -142,6 +142,7 @@ def _fill(
     """Compute what is missing and seal the cache."""
     from featcache.extraction import several
     from featcache.extraction.batch_size import for_cache
+    from featcache.extraction.contained import apart, in_hand
     from featcache.extraction.runtime import offer_bf16, take_runtime
     from featcache.extraction.speeds import forget_begun
 
@@ -150,19 +151,21 @@ def _fill(
     if cache is None:
         cache = _create(job, settings, dict(extractor.columns))
         forget_begun(settings.features_dir, cache.name)
+    job.contained = apart(settings, cache.name)
     left = sum(len(part) for part in cache.todo())
     if left < len(cache.plan):
         notify(f"Going on with {cache.name}: {len(cache.plan) - left} of {len(cache.plan)} rows are there.")
-    if len(devices) == 1:
-        take_runtime(job, extractor, settings, left, cache.name, notify)
-        offer_bf16(job, extractor, settings, left, notify)
-    size = for_cache(settings.batch_size, extractor, cache)
-    settings = replace(settings, batch_size=size)
-    start = time.perf_counter()
-    if len(devices) == 1:
-        images = compute(cache, job, extractor, settings, progress)
-    else:
-        images = several.run(cache, job.request, settings, progress)
+    with in_hand(settings, cache.name):
+        if len(devices) == 1:
+            take_runtime(job, extractor, settings, left, cache.name, notify)
+            offer_bf16(job, extractor, settings, left, notify)
+        size = for_cache(settings.batch_size, extractor, cache)
+        settings = replace(settings, batch_size=size)
+        start = time.perf_counter()
+        if len(devices) == 1:
+            images = compute(cache, job, extractor, settings, progress)
+        else:
+            images = several.run(cache, job.request, settings, progress)
     runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
     seconds = time.perf_counter() - start
     found = _found(cache.path, cache.seal(), begin, hit=False)
@@ -197,6 +200,7 @@ def compute(
         skip_bad=settings.on_bad_image == "skip",
         progress=progress,
         rest=rest,
+        contained=job.contained,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -49,6 +49,7 @@ def run(
     parts: Sequence[ShardPlan] | None = None,
     progress: Progress = silent,
     rest: bool = True,
+    contained: bool = False,
 ) -> int:
     """Extract all shards that are not committed yet; return the number of images embedded.
 
@@ -63,6 +64,7 @@ def run(
         parts: only these shards.
         progress: told the images done, by split.
         rest: whether to compute in the end what other processes have in hand, or had when they died.
+        contained: decode images in files in processes of their own, so that a decoder may die.
 
     Raises:
         DatasetError: an image cannot be read, unless `skip_bad`.
@@ -70,7 +72,8 @@ def run(
     """
     left = cache.todo() if parts is None else list(parts)
     lane = lane_of(cache.recipe, extractor, batch_size)
-    reader = Reader(dataset, cache.recipe.preprocess, reading(lane, batch_size, workers, max_pixels))
+    how = replace(reading(lane, batch_size, workers, max_pixels), contained=contained)
+    reader = Reader(dataset, cache.recipe.preprocess, how)
     writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth)
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress))
     lane.prepare(reader.shape)  # while the processes that decode begin

@@ -21,6 +21,7 @@ from featcache.store.plan import ShardPlan
 
 PREFETCH = 3  # batches being decoded ahead of the backbone, at least
 MANY = 4096  # images for which starting processes pays
+FEW = 8  # images that are worth a process, where they are wanted however few there are
 
 Bad = tuple[int, str]
 
@@ -52,7 +53,8 @@ class Reading:
         workers: threads or processes that decode, one for each core where None.
         max_pixels: larger images count as unreadable.
         own_size: whether small images, all of one size, may come as they are, to be resized on the device.
-        processes: whether images in files are decoded by processes where there are many; None: by threads.
+        processes: whether images in files are decoded by processes where there are many; else by threads.
+        contained: whether they are decoded by processes however few there are, so that a decoder may die.
         after: batches that are kept after they were yielded.
         pin: makes the pixels' memory quick to copy to the device.
     """
@@ -64,6 +66,7 @@ class Reading:
     processes: bool = False
     after: int = 1
     pin: Pin | None = None
+    contained: bool = False
 
 
 class Reader:
@@ -79,13 +82,14 @@ class Reader:
         self.dataset, self.how = dataset, how
         self.fitting = Fitting(preprocess, how.max_pixels)
         workers = how.workers or cores()
-        self._processes = how.processes and workers > 1 and can_share() and _in_files(dataset)
+        many = how.processes and workers > 1 and len(dataset) >= MANY
+        self._processes = (many or how.contained) and can_share() and _in_files(dataset)
         task = Processes.images if self._processes else Threads.images
         self._ahead = max(PREFETCH, -(-2 * workers * task // how.batch_size))
         self._own = self._common_size() if how.own_size else None
         self._memory, self._rings = self._room()
         self._decoder: Threads | Processes = (
-            Processes(dataset, self.fitting, self._memory, workers)
+            Processes(dataset, self.fitting, self._memory, max(1, min(workers, len(dataset) // FEW)))
             if self._processes
             else Threads(dataset, self.fitting)
         )
@@ -177,7 +181,7 @@ class Reader:
 
 
 def _in_files(dataset: Dataset) -> bool:
-    return len(dataset) >= MANY and dataset.file(0) is not None
+    return len(dataset) > 0 and dataset.file(0) is not None
 
 
 def cores() -> int:

@@ -160,6 +160,7 @@ def work(task: Message, out: IO[str]) -> None:
 
 
 def _extract(task: Message, tell: Any) -> None:
+    from featcache.extraction.contained import apart, in_hand
     from featcache.extraction.extract import compute, open_job, source_of
     from featcache.extraction.runtime import take_runtime
 
@@ -178,10 +179,12 @@ def _extract(task: Message, tell: Any) -> None:
         before[split] = done
         tell({"split": split, "more": more})
 
+    job.contained = apart(settings, cache.path.name)
     extractor = job.extractor(settings.device)
     images = sum(len(part) for part in cache.todo())
-    take_runtime(job, extractor, settings, images, cache.path.name)
-    compute(cache, job, extractor, settings, progress, task["rest"])
+    with in_hand(settings, cache.path.name):
+        take_runtime(job, extractor, settings, images, cache.path.name)
+        compute(cache, job, extractor, settings, progress, task["rest"])
 
 
 if __name__ == "__main__":

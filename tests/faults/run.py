@@ -46,6 +46,9 @@ SECONDS = {
     "test_kills_resumes_and_shuffled_workers": 500.0,
     "test_what_is_not_finite_is_never_stored": 150.0,
     "test_out_of_memory_is_no_damage": 150.0,
+    "test_only_ours_goes_whatever_lies_around": 80.0,
+    "test_a_writer_at_work_loses_nothing": 40.0,
+    "test_each_costs_one_row": 70.0,
 }
 WHOLE = ("test_every_fsync_is_needed",)  # never in parts
 

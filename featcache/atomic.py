@@ -80,11 +80,12 @@ def write(path: Path, data: bytes | Sequence[memoryview]) -> None:
         sync_folder(path.parent)
 
 
-def publish_once(path: Path, data: bytes) -> bool:
+def publish_once(path: Path, data: bytes, alone: bool = False) -> bool:
     """Write a file that must not exist yet; return whether ours is the one that is there now.
 
     `link` fails where a name exists, so of many writers one wins. A network file system may do the link
-    and lose the reply: whatever the error says, two names on our temporary mean that we won.
+    and lose the reply: whatever the error says, two names on our temporary mean that we won. Who writes
+    `alone`, where there are no links, renames.
 
     Raises:
         SpaceError: the disk is full or the quota used up; nothing is left behind.
@@ -93,7 +94,7 @@ def publish_once(path: Path, data: bytes) -> bool:
     with _reported(path):
         temporary = _write_temporary(path, data)
         try:
-            won = _link(temporary, path)
+            won = _rename_new(temporary, path) if alone else _link(temporary, path)
         finally:
             _forget(temporary)
         sync_folder(path.parent)
@@ -109,6 +110,13 @@ def _link(temporary: str, path: Path) -> bool:
         if error.errno == errno.EEXIST:
             return False
         raise
+    return True
+
+
+def _rename_new(temporary: str, path: Path) -> bool:
+    if os.path.lexists(path):
+        return False
+    calls.rename(temporary, str(path))
     return True
 
 

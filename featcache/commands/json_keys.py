@@ -196,6 +196,7 @@ KEYS: dict[str, dict[str, str]] = {
         "devices": "what there is to compute on",
         "folders": "where data, features and official weights are",
         "file_system": 'promise → "" where it is kept, else what happened',
+        "safe_for": "who may write there: several processes, one process at a time, nobody",
     },
     "doctor --drift": {
         "cache": "the cache's name",

@@ -6,6 +6,7 @@ else's, a link, or another features folder inside is not seen at all.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from featcache.errors import FeatcacheError
 from featcache.store import records
 from featcache.store.recent import FOLDER, USED
 from featcache.store.removal import Item, Seen, folders_in, is_folder, listed, look
+from featcache.store.sharing import MARK
 
 REST = 86_400.0
 """Seconds a file must have been at rest, where a process that is at work might still need it."""
@@ -39,7 +41,7 @@ def litter(features_dir: Path, rest: float = REST) -> list[Item]:
     caches = caches_in(features_dir)
     found = [item for folder in _places(features_dir, caches) for item in _temporaries(folder, since)]
     for cache in caches:
-        found += _orphans(cache, since)
+        found += [*_marks(cache), *_orphans(cache, since)]
     names = {cache.name for cache in caches}
     found += _claims(features_dir, names, since)
     found += _forgotten(features_dir, names, since)
@@ -64,6 +66,14 @@ def _places(features_dir: Path, caches: list[Path]) -> Iterator[Path]:
         yield from (cache, cache / records.SHARDS, cache / records.COMMITS)
         for run in folders_in(cache / records.HEADS):
             yield from (run, run / "checkpoints")
+
+
+def _marks(cache: Path) -> Iterator[Item]:
+    """Yield the mark of a dead process that alone might write into a cache."""
+    file = look(cache / MARK)
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if file is not None and atomic.left_by(file.path.read_text()[:200]) == atomic.DEAD:
+            yield Item("temporary", file.path, "the process that wrote here is dead", (file,))
 
 
 def _temporaries(folder: Path, since: float) -> Iterator[Item]:

@@ -45,7 +45,12 @@ SECONDS = {
     "test_any_damage_is_found_and_repaired": 60.0,
     "test_kills_resumes_and_shuffled_workers": 500.0,
     "test_what_is_not_finite_is_never_stored": 150.0,
-    "test_out_of_memory_is_no_damage": 150.0,
+    "test_while_a_large_shard_is_built": 200.0,
+    "test_the_nth_allocation_fails_while_shards_are_built": 50.0,
+    "test_the_nth_allocation_fails_while_images_are_decoded": 40.0,
+    "test_heads": 30.0,
+    "test_plans": 20.0,
+    "test_damage_right_after_reading_is_found": 20.0,
     "test_only_ours_goes_whatever_lies_around": 80.0,
     "test_a_writer_at_work_loses_nothing": 40.0,
     "test_each_costs_one_row": 70.0,
@@ -94,6 +99,8 @@ class Part:
         os.dup2(output, 2)
         part = {"FEATCACHE_FAULTS_PART": f"{self.number}/{self.of}", "FEATCACHE_FAULTS_TABLE": str(rows)}
         os.environ.update(environment | part)
+        for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+            del sys.modules[name]  # what was read from the environment is read again
         with threadpool_limits(1):
             code = pytest.main([self.node, "--timeout=3000"])
         sys.stdout.flush()

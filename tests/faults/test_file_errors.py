@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from featcache import atomic
@@ -150,36 +149,3 @@ def test_a_real_disk_of_many_sizes_is_filled(tmp_path: Path, small_disk: Path) -
             subprocess.run(["rm", "-rf", str(here)], check=True)
             found.add("full, then finished" if code == 3 else "large enough")
         assert found.counts["full, then finished"] > found.trials // 2
-
-
-def test_out_of_memory_is_no_damage(place: Path) -> None:
-    """The address space is limited to little more than what is in use while a shard is built and written."""
-    import resource
-
-    toys.start(place / "warm", {"train": 5})
-    rows, width = np.arange(5), 1 << 22
-    with tally("Out of memory", "address space limited while a shard of 42 MB is written") as found:
-        for trial in numbers(20, 500):
-            spare = draw("memory", trial).randrange(200 << 20)
-            here = place / str(trial)
-
-            def work(here: Path = here, spare: int = spare) -> None:
-                cache = toys.empty_cache(here, {"train": 5}, {"flatten": width}, 8)
-                array = np.ones((5, width), np.float16) * rows[:, None].astype(np.float16)
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-                resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
-                try:
-                    cache.commit(cache.shards()[0], {"flatten": array})
-                    cache.seal()
-                except (MemoryError, FeatcacheError):
-                    os._exit(3)
-
-            code = apart(work)
-            assert code in (0, 1, 3), f"{spare} bytes to spare: {code}"
-            cache = toys.empty_cache(here, {"train": 5}, {"flatten": width}, 8)
-            if cache.todo():
-                array = np.ones((5, width), np.float16) * rows[:, None].astype(np.float16)
-                cache.commit(cache.shards()[0], {"flatten": array})
-            cache.seal()
-            assert np.array_equal(cache.table("train", val_fraction=0).X[:, 5], rows)
-            found.add({0: "enough", 1: "another error", 3: "an error of ours or MemoryError"}[code])

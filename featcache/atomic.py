@@ -63,8 +63,10 @@ class Calls:
 calls = Calls()
 
 
-def write(path: Path, data: bytes | Sequence[memoryview]) -> None:
+def write(path: Path, data: bytes | Sequence[memoryview], settled: bool = True) -> None:
     """Write a file whole and durably, replacing what is there; `data` may come in pieces.
+
+    With `settled=False` its name is not durable yet: whoever calls writes more there, and settles the folder.
 
     Raises:
         SpaceError: the disk is full or the quota used up; nothing is left behind.
@@ -77,7 +79,8 @@ def write(path: Path, data: bytes | Sequence[memoryview]) -> None:
         except OSError:
             _forget(temporary)
             raise
-        sync_folder(path.parent)
+        if settled:
+            sync_folder(path.parent)
 
 
 def publish_once(path: Path, data: bytes, alone: bool = False) -> bool:
@@ -154,11 +157,11 @@ def remove(path: Path) -> None:
 _durable: set[tuple[int, int]] = set()  # device and inode of the folders this process has seen to
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, settled: bool = True) -> None:
     """Create a folder and its parents, durably.
 
     A folder that is there may have been made a moment ago by a process that has not come to its fsync, so
-    its name is made durable too, once in a process.
+    its name is made durable too, once in a process. With `settled=False` whoever calls does that.
 
     Raises:
         SpaceError, CacheError: as `write`.
@@ -173,7 +176,8 @@ def make_folder(folder: Path) -> None:
                 calls.mkdir(str(folder))
         # Whoever may use a folder may be barred from opening the one above it.
         with contextlib.nullcontext() if made else contextlib.suppress(PermissionError):
-            sync_folder(folder.parent)
+            if settled:
+                sync_folder(folder.parent)
         _durable.add(_identity(folder))
 
 

@@ -44,7 +44,7 @@ class Cache:
         Raises:
             SpaceError, CacheError: it cannot be written.
         """
-        alone = publishing.prepare(path)
+        alone = publishing.prepare(path, settled=False)
         if not (path / records.RECIPE).exists():
             data = plan.to_bytes()
             atomic.write(path / records.PLAN, data)
@@ -54,6 +54,8 @@ class Cache:
                 "plan": {"bytes": len(data), "xxh3_128": shard.hash_of(data)},
             }
             publishing.publish_recipe(path, records.to_bytes(whole), alone)
+        else:
+            atomic.settle(path)  # another process may have linked the recipe a moment ago
         cache = cls(path)
         if cache.key != record["key"]:
             raise CacheError(

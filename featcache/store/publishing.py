@@ -10,8 +10,12 @@ from featcache.store import records, sharing
 from featcache.store.records import Commit
 
 
-def prepare(cache: Path) -> bool:
+def prepare(cache: Path, settled: bool = True) -> bool:
     """Make a cache's folders, or their names durable where another process has just made them.
+
+    Args:
+        cache: its folder.
+        settled: whether to make durable what is in it; if not, whoever calls does so before it goes on.
 
     Returns:
         Whether only this process may write.
@@ -19,8 +23,10 @@ def prepare(cache: Path) -> bool:
     Raises:
         SpaceError, CacheError: they cannot be made, or another process writes where only one may.
     """
-    for folder in (cache.parent, cache, cache / records.SHARDS, cache / records.COMMITS):
+    for folder in (cache.parent, cache):
         atomic.make_folder(folder)
+    for folder in (cache / records.SHARDS, cache / records.COMMITS):
+        atomic.make_folder(folder, settled)
     return sharing.admit(cache)
 
 

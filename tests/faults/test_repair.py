@@ -41,7 +41,7 @@ def test_any_damage_is_found_and_repaired(place: Path, monkeypatch: pytest.Monke
         extractor=lambda device: Backbone(),
     )
     monkeypatch.setattr(repairing, "open_job", lambda *arguments: job)
-    settings = Settings(place / "features", place / "data", "cpu", batch_size=8)
+    settings = Settings(place / "features", place / "data", "cpu", batch_size=8, decode_in="threads")
     with tally(REPAIR, "1 to 4 files of a cache damaged, then repaired") as found:
         for trial in numbers(50, 1000):
             rng = draw("repair", trial)

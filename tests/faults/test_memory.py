@@ -49,15 +49,15 @@ def _ended(work: Callable[[], None]) -> int:
 def test_while_a_large_shard_is_built(place: Path) -> None:
     """The address space is limited to little more than what is in use."""
     toys.start(place / "warm", {"train": 5})
-    rows, width = np.arange(5), 1 << 22
+    rows, width = np.arange(5), 1 << 21
 
     def start(here: Path) -> tuple[Cache, np.ndarray]:
         cache = toys.empty_cache(here, {"train": 5}, {"flatten": width}, 8)
         return cache, np.ones((5, width), np.float16) * rows[:, None].astype(np.float16)
 
-    with tally(MEMORY, "address space limited while a shard of 42 MB is built and written") as found:
+    with tally(MEMORY, "address space limited while a shard of 21 MB is built and written") as found:
         for trial in numbers(20, 500):
-            spare, here = draw("memory", trial).randrange(500 << 20), place / str(trial)
+            spare, here = draw("memory", trial).randrange(250 << 20), place / str(trial)
 
             def work(here: Path = here, spare: int = spare) -> None:
                 cache, array = start(here)

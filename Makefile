@@ -27,8 +27,8 @@ test: $(READY) ## all tests, under ten minutes on two cores
 test-real: $(READY) ## only the tests on real images and weights (FEATCACHE_REAL or ../shared/real)
 	$(BIN)/python -m pytest -m real -rs
 
-test-faults: $(READY) ## the promises of docs/reliability.md tried by fault at full length: an hour or more
-	FEATCACHE_FAULTS=full $(BIN)/python -m pytest tests/faults --timeout 7200
+test-faults: $(READY) ## the promises of docs/reliability.md tried by fault at full length, on all cores
+	$(BIN)/python -m tests.faults.run
 
 lint: $(READY) ## ruff and mypy --strict
 	$(BIN)/ruff check .

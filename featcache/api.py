@@ -48,6 +48,7 @@ def extract(
     batch_size: int | None = None,
     workers: int | None = None,
     on_bad_image: str = "error",
+    decode_in: str = "auto",
     data_dir: PathLike = "data",
     features_dir: PathLike = "features",
     progress: Progress = silent,
@@ -78,6 +79,8 @@ def extract(
         batch_size: images a forward pass, chosen for the device where None.
         workers: threads that decode, one for each core where None.
         on_bad_image: "error" or "skip".
+        decode_in: "threads", "processes", where a decoder may die or hang, or "auto": processes where bad
+            images are skipped, there are many for a GPU, or a run has died.
         data_dir: where downloaded data sets are.
         features_dir: where caches are.
         progress: told what is being done, how far it is, and how much there is.
@@ -93,8 +96,9 @@ def extract(
         views=views, augment=augmentation(augment), view_seed=view_seed, views_of=views_of,
     )  # fmt: skip
     settings = Settings(
-        Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime
-    )
+        Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime,
+        decode_in=decode_in,
+    )  # fmt: skip
     return Cache(extraction.extract(request, settings, progress, notify).path)
 
 

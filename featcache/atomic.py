@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -54,12 +55,18 @@ class Calls:
         """Make a folder, see os.mkdir."""
         os.mkdir(path)
 
+    def rmdir(self, path: str) -> None:
+        """Remove an empty folder, see os.rmdir."""
+        os.rmdir(path)
+
 
 calls = Calls()
 
 
-def write(path: Path, data: bytes | Sequence[memoryview]) -> None:
+def write(path: Path, data: bytes | Sequence[memoryview], settled: bool = True) -> None:
     """Write a file whole and durably, replacing what is there; `data` may come in pieces.
+
+    With `settled=False` its name is not durable yet: whoever calls writes more there, and settles the folder.
 
     Raises:
         SpaceError: the disk is full or the quota used up; nothing is left behind.
@@ -72,14 +79,16 @@ def write(path: Path, data: bytes | Sequence[memoryview]) -> None:
         except OSError:
             _forget(temporary)
             raise
-        sync_folder(path.parent)
+        if settled:
+            sync_folder(path.parent)
 
 
-def publish_once(path: Path, data: bytes) -> bool:
+def publish_once(path: Path, data: bytes, alone: bool = False) -> bool:
     """Write a file that must not exist yet; return whether ours is the one that is there now.
 
     `link` fails where a name exists, so of many writers one wins. A network file system may do the link
-    and lose the reply: whatever the error says, two names on our temporary mean that we won.
+    and lose the reply: whatever the error says, two names on our temporary mean that we won. Who writes
+    `alone`, where there are no links, renames.
 
     Raises:
         SpaceError: the disk is full or the quota used up; nothing is left behind.
@@ -88,7 +97,7 @@ def publish_once(path: Path, data: bytes) -> bool:
     with _reported(path):
         temporary = _write_temporary(path, data)
         try:
-            won = _link(temporary, path)
+            won = _rename_new(temporary, path) if alone else _link(temporary, path)
         finally:
             _forget(temporary)
         sync_folder(path.parent)
@@ -104,6 +113,13 @@ def _link(temporary: str, path: Path) -> bool:
         if error.errno == errno.EEXIST:
             return False
         raise
+    return True
+
+
+def _rename_new(temporary: str, path: Path) -> bool:
+    if os.path.lexists(path):
+        return False
+    calls.rename(temporary, str(path))
     return True
 
 
@@ -141,11 +157,11 @@ def remove(path: Path) -> None:
 _durable: set[tuple[int, int]] = set()  # device and inode of the folders this process has seen to
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, settled: bool = True) -> None:
     """Create a folder and its parents, durably.
 
     A folder that is there may have been made a moment ago by a process that has not come to its fsync, so
-    its name is made durable too, once in a process.
+    its name is made durable too, once in a process. With `settled=False` whoever calls does that.
 
     Raises:
         SpaceError, CacheError: as `write`.
@@ -160,7 +176,8 @@ def make_folder(folder: Path) -> None:
                 calls.mkdir(str(folder))
         # Whoever may use a folder may be barred from opening the one above it.
         with contextlib.nullcontext() if made else contextlib.suppress(PermissionError):
-            sync_folder(folder.parent)
+            if settled:
+                sync_folder(folder.parent)
         _durable.add(_identity(folder))
 
 
@@ -173,17 +190,36 @@ def sweep(folder: Path) -> int:
     """Remove temporaries that dead processes of this machine left in a folder; return how many."""
     removed = 0
     for path in folder.glob(f"{TEMPORARY}*"):
-        host, _, rest = path.name.removeprefix(TEMPORARY).partition("-")
-        pid = rest.partition("-")[0]
-        if host == _host() and pid.isdigit() and not _alive(int(pid)):
+        if left_by(path.name) == DEAD:
             _forget(str(path))
             removed += 1
     return removed
 
 
+DEAD, ALIVE, ELSEWHERE = "dead", "alive", "elsewhere"
+_NAME = re.compile(rf"{re.escape(TEMPORARY)}([0-9a-f]{{8}})-(\d{{1,10}})-[0-9a-f]{{12}}")
+
+
+def own_name() -> str:
+    """Return a new name that tells which process of which machine has made a file."""
+    return f"{TEMPORARY}{_host()}-{os.getpid()}-{os.urandom(6).hex()}"
+
+
+def left_by(name: str) -> str | None:
+    """Return whether the process that made a temporary is dead, alive or on another machine.
+
+    None: the name is not one that `write` gives.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None:
+        return None
+    if found[1] != _host():
+        return ELSEWHERE
+    return ALIVE if _alive(int(found[2])) else DEAD
+
+
 def _write_temporary(path: Path, data: bytes | Sequence[memoryview]) -> str:
-    name = f"{TEMPORARY}{_host()}-{os.getpid()}-{os.urandom(6).hex()}"
-    temporary = str(path.parent / name)
+    temporary = str(path.parent / own_name())
     descriptor = calls.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
     try:
         try:
@@ -239,6 +275,6 @@ def _alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:
+    except (OSError, OverflowError):
         return True
     return True

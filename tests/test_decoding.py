@@ -11,7 +11,8 @@ from PIL import Image
 
 from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError
-from featcache.extraction.decoding import Fitting, decode_into
+from featcache.extraction.decoding import decode_into
+from featcache.extraction.views import Fitting
 from featcache.images.dataset import content_hash
 from featcache.recipe import Preprocess
 

@@ -18,8 +18,8 @@ from PIL import Image
 from featcache.backbones.preprocess import fit
 from featcache.errors import CacheError, DatasetError
 from featcache.extraction import reader as reading
-from featcache.extraction.decoding import Processes
 from featcache.extraction.pixels import Memory, Ring, ring_bytes
+from featcache.extraction.processes import Processes
 from featcache.extraction.reader import Reader, Reading
 from featcache.images.catalogue import open_source
 from featcache.images.dataset import Dataset
@@ -149,9 +149,9 @@ def test_until_processes_have_begun_images_are_decoded_here(
 ) -> None:
     go, begin = threading.Event(), Processes._begin
 
-    def late(self: Processes, first: bytes) -> None:
+    def late(self: Processes) -> None:
         assert go.wait(20)
-        begin(self, first)
+        begin(self)
 
     monkeypatch.setattr(Processes, "_begin", late)
     rng = np.random.default_rng(1)
@@ -170,17 +170,33 @@ def test_until_processes_have_begun_images_are_decoded_here(
         made.close()
 
 
-def test_a_process_that_dies_is_told(tmp_path: Path) -> None:
+def test_a_process_that_dies_is_replaced(tmp_path: Path) -> None:
     dataset = photos(tmp_path, [(20, 30)] * 24)
     made = Reader(dataset, STEP, Reading(4, 2, 10**6, processes=True, after=3))
     try:
-        for process in made._decoder._all:  # type: ignore[union-attr]
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
+        for child in made._decoder._all:  # type: ignore[union-attr]
+            os.kill(child._process.pid, signal.SIGKILL)
+            child._process.wait()
         made._decoder._welcome.join()  # type: ignore[union-attr]
-        with pytest.raises(CacheError, match=r"decodes images ended by itself \(code -9\)") as error:
+        seen = 0
+        for batch in made.batches(iter(PARTS)):
+            assert not batch.bad and np.array_equal(batch.pixels[0], fit(dataset.image(batch.first), STEP))
+            seen += len(batch.pixels)
+            made.give(batch)
+        assert seen == 24
+    finally:
+        made.close()
+
+
+def test_processes_that_cannot_live_stop_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No image is called unreadable where the machine is at fault."""
+    dataset = photos(tmp_path, [(20, 30)] * 24)
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    made = Reader(dataset, STEP, Reading(4, 2, 10**6, contained=True, after=3))
+    try:
+        with pytest.raises(CacheError, match=r"end by themselves.*exit code 1") as error:
             list(made.batches(iter(PARTS)))
-        assert "--workers 1" in error.value.hint
+        assert "--decode-in threads" in error.value.hint
     finally:
         made.close()
 
@@ -192,7 +208,7 @@ def test_no_process_and_no_descriptor_is_left(tmp_path: Path) -> None:
     made = Reader(dataset, STEP, Reading(4, 3, 10**6, processes=True, after=3))
     started = list(made._decoder._all)  # type: ignore[union-attr]
     made.close()
-    assert len(started) == 3 and all(process.poll() is not None for process in started)
+    assert len(started) == 3 and all(child._process.poll() is not None for child in started)
     gc.collect()
     assert not set(os.listdir("/proc/self/fd")) - before
 

@@ -200,7 +200,7 @@ def test_draws_are_what_they_always_were() -> None:
 
 def test_flips_and_regions_need_no_torch() -> None:
     code = (
-        "import sys; from featcache.extraction import decoding, views; from featcache.recipe import Views; "
+        "import sys; from featcache.extraction import processes, views; from featcache.recipe import Views; "
         "from featcache.images.policies import policy_of; views.augmenter(Views(2, policy_of('crop'), 0)); "
         "sys.exit('torch' in sys.modules or 'h5py' in sys.modules)"
     )

@@ -12,12 +12,14 @@ import click
 from featcache.commands import options
 from featcache.commands.output import progress_bar, show, show_json, size
 from featcache.errors import CacheError
+from featcache.store.promises import NOBODY
 
 if TYPE_CHECKING:
     from featcache.extraction.drift import Drift
 
 
 @click.command(short_help="Versions, devices, where things are, and whether the disk keeps its promises.")
+@click.argument("folder", required=False, type=click.Path(path_type=Path, file_okay=False), metavar="[DIR]")
 @click.option(
     "--drift",
     metavar="CACHE",
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 @options.features_dir
 @options.as_json
 def doctor(
+    folder: Path | None,
     drift: str | None,
     rows: int,
     dataset: str | None,
@@ -48,13 +51,17 @@ def doctor(
 ) -> int:
     """Show versions, devices, what there is to extract with, and folders; test if features are safe here.
 
-    Exit code 1 if the file system does not keep a promise the write protocol needs; with --drift, if a row
+    DIR is the features folder to test, if not --features-dir. Where its file system is safe for one process
+    at a time only, several are refused from then on.
+
+    Exit code 1 if it is not safe for one; with --drift, if a row
     computed here is further from the stored one than the recipe's precision allows.
     """
     if drift is not None:
         return _drift(drift, features_dir, data_dir, device, (rows, dataset, weights), as_json)
+    features_dir = folder or features_dir
     facts = _facts(data_dir, features_dir)
-    broken = {name: why for name, why in facts["file_system"].items() if why}
+    broken = facts["safe_for"] == NOBODY and {name: why for name, why in facts["file_system"].items() if why}
     if as_json and not broken:
         show_json(facts)
     elif not as_json:
@@ -65,6 +72,7 @@ def doctor(
         show("file system of the features folder")
         for name, why in facts["file_system"].items():
             show(f"  {'no ' if why else 'yes'}  {name}{': ' + why if why else ''}")
+        show(f"  it is safe for {facts['safe_for']}")
     if broken:
         name, why = next(iter(broken.items()))
         raise CacheError(
@@ -129,11 +137,16 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
     from featcache.extraction import machine
     from featcache.extraction.estimate import free_bytes
     from featcache.extraction.request import versions
-    from featcache.store.promises import check_promises
+    from featcache.store import sharing
+    from featcache.store.promises import ONE, check_promises, safe_for
 
-    place = features_dir
+    place = features_dir.absolute()
     while not place.exists():
         place = place.parent
+    found = check_promises(place)
+    if place == features_dir.absolute():
+        why = next((f"{name}: {why}" for name, why in found.items() if why), "")
+        sharing.remember(features_dir, why if safe_for(found) == ONE else "")
     return {
         "versions": {"python": platform.python_version(), **versions()},
         "devices": device_facts(),
@@ -145,5 +158,6 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
             "features, free": size(free_bytes(features_dir)),
             "official weights": str(Path(torch.hub.get_dir()) / "checkpoints"),
         },
-        "file_system": check_promises(place),
+        "file_system": found,
+        "safe_for": safe_for(found),
     }

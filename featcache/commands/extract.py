@@ -10,6 +10,7 @@ import click
 from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, size
 from featcache.extraction.request import (
+    DECODE_IN,
     NORMALIZE,
     ON_BAD_IMAGE,
     PRECISIONS,
@@ -137,6 +138,14 @@ def deciding(function: Any) -> Any:
     help="Threads that decode images.",
 )
 @click.option(
+    "--decode-in",
+    type=click.Choice(DECODE_IN),
+    default="auto",
+    show_default=True,
+    help="processes: an image whose decoder crashes, hangs or eats memory is one that cannot be read; "
+    "auto: so with --on-bad-image skip, on a GPU with many images, and after a run that died.",
+)
+@click.option(
     "--on-bad-image",
     type=click.Choice(ON_BAD_IMAGE),
     default="error",
@@ -154,6 +163,7 @@ def extract(
     runtime: str,
     batch_size: int | None,
     workers: int | None,
+    decode_in: str,
     on_bad_image: str,
     dry_run: bool,
     as_json: bool,
@@ -170,7 +180,16 @@ def extract(
     from featcache.extraction.extract import extract as run
 
     request = Request(**{**deciding, "augment": augmentation(deciding["augment"])})
-    settings = Settings(features_dir, data_dir, device, batch_size, workers, on_bad_image, runtime=runtime)
+    settings = Settings(
+        features_dir,
+        data_dir,
+        device,
+        batch_size,
+        workers,
+        on_bad_image,
+        runtime=runtime,
+        decode_in=decode_in,
+    )
     if dry_run:
         _show_plan(request, settings, as_json)
         return

@@ -223,6 +223,16 @@ KEYS: dict[str, dict[str, str]] = {
         "damaged": "shard → what is wrong; empty, for otherwise there is an error",
         "repaired": "the shards computed again",
     },
+    "gc": {
+        "features_dir": "the folder that was looked at",
+        "deleted": "whether anything was removed: --delete",
+        "bytes": "of what can go, or of what went",
+        "items": "a list, each with path, bytes, why, kind: temporary, orphan shard, claims, memory, remains "
+        "or cache",
+        "kept": "caches that were asked away and stay: cache, why",
+        "left_bytes": "of the caches that stay",
+        "not_removed": "with --delete: what stayed after all, path and why",
+    },
     "layers": {
         "backbone": "its name",
         "default": "the nodes read without --layer",
@@ -235,6 +245,7 @@ KEYS: dict[str, dict[str, str]] = {
         "runtimes": "runtime → its version, or why it cannot be used here",
         "folders": "where data, features and official weights are",
         "file_system": 'promise → "" where it is kept, else what happened',
+        "safe_for": "who may write there: several processes, one process at a time, nobody",
     },
     "doctor --drift": {
         "cache": "the cache's name",

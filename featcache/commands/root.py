@@ -28,10 +28,14 @@ COMMANDS = {
     "ls": "caches:ls",
     "info": "caches:info",
     "verify": "verify:verify",
+    "gc": "gc:gc",
     "layers": "layers:layers",
     "doctor": "doctor:doctor",
 }
 
+
+# What torch says where the system gives no memory; the last is oneDNN's, which cannot get its buffers then.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive")
 
 _AFTER_A_STOP = {
     "extract": "What was committed is kept: the same command goes on from there.",
@@ -90,8 +94,20 @@ def run(arguments: Sequence[str]) -> int:
         # The reader of our output is gone; Python would complain once more when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except MemoryError as error:
+        return _failed(*_out_of_memory(error), as_json)
+    except RuntimeError as error:  # torch's error for it is no MemoryError
+        if type(error).__name__ != "OutOfMemoryError" and not any(text in str(error) for text in _NO_MEMORY):
+            raise
+        return _failed(*_out_of_memory(error), as_json)
     except OSError as error:
         return _failed(f"{error.strerror or error}: {error.filename or 'no file named'}.", "", as_json)
+
+
+def _out_of_memory(error: Exception) -> tuple[str, str]:
+    said = str(error).partition("\n")[0]
+    hint = "What was committed is kept. End other programs, or give a smaller --batch-size or --workers."
+    return f"Out of memory{': ' + said.rstrip('.') if said else ''}.", hint
 
 
 def _failed(message: str, hint: str, as_json: bool) -> int:

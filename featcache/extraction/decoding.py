@@ -1,40 +1,20 @@
-"""Decoding a handful of images into a batch: here, in a thread, or in another process.
-
-Small images are decoded in microseconds, most of them spent in Python, which one thread at a time can run.
-So for a GPU's appetite images in files are decoded by processes: each gets the paths and content hashes of a
-handful at a time through a pipe, and puts the pixels into shared memory. They import neither torch nor h5py.
-"""
+"""Decoding a handful of images into a batch, in the thread that calls."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import queue
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import IO, Any
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.fitting import fit_what_can
-from featcache.errors import BadImageError, CacheError, DatasetError
-from featcache.extraction.pixels import Memory, Room, by_view
-from featcache.extraction.views import CLEAN, Drawn, augmenter
-from featcache.extraction.views import Fitting as Fitting
+from featcache.errors import BadImageError, DatasetError
+from featcache.extraction.pixels import Room
+from featcache.extraction.views import CLEAN, Drawn, Fitting
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
-from featcache.images.stored import read_file
-from featcache.recipe import Preprocess, Views
-
-PATIENCE = 0.01  # seconds that a task waits for its turn before it looks whether processes have begun
 
 
 @dataclass
@@ -151,112 +131,6 @@ class Threads:
         """Nothing to do."""
 
 
-class Processes:
-    """Decodes in processes of its own; the thread that calls waits.
-
-    Until the first has begun, which takes a third of a second, one thread decodes here: a GPU need not wait.
-
-    Args:
-        dataset: of images in files.
-        fitting: what is done to every image.
-        memory: shared; the batches' rooms lie in it.
-        count: of processes.
-    """
-
-    images = 32  # a task: what a pipe costs is little beside it
-
-    def __init__(self, dataset: Dataset, fitting: Fitting, memory: Memory, count: int) -> None:
-        self._dataset = dataset
-        start = {"size": memory.size, "handle": memory.handle, "max_pixels": fitting.max_pixels}
-        views = None if fitting.views is None else asdict(fitting.views)
-        begin = _line(start | {"preprocess": asdict(fitting.preprocess), "views": views})
-        self._all = [_started(memory.handle) for _ in range(count)]
-        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-        self._here, self._turn, self._begun = Threads(dataset, fitting), threading.Lock(), False
-        self._welcome = threading.Thread(target=self._begin, args=(begin,), name="begin", daemon=True)
-        self._welcome.start()
-
-    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
-        while not self._begun:
-            if self._turn.acquire(timeout=PATIENCE):
-                try:
-                    return self._here.decode(first, stop, room, place, fitted)
-                finally:
-                    self._turn.release()
-        task = {
-            "files": [self._dataset.file(row) for row in range(first, stop)],
-            "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),
-            "at": room.at,
-            "shape": room.pixels.shape,
-            "place": place,
-            "fitted": fitted,
-            "views": room.views,
-            "names": self._dataset.ids[first:stop] if any(room.views) else [],
-        }
-        process = self._idle.get()
-        try:
-            answer = _asked(process, _line(task))
-        except (OSError, ValueError) as error:
-            names = f"{self._dataset.ids[first]} to {self._dataset.ids[stop - 1]}"
-            raise CacheError(
-                f"A process that decodes images ended by itself (code {process.poll()}) at {names}.",
-                "Run the same command again; with --workers 1 images are decoded in this process.",
-            ) from error
-        finally:
-            self._idle.put(process)
-        return Decoded([(int(i), str(why)) for i, why in answer["bad"]], answer["odd"], answer["changed"])
-
-    def close(self) -> None:
-        """End the processes."""
-        for process in self._all:
-            process.kill()  # they hold nothing that could be lost
-        self._welcome.join()
-        for process in self._all:
-            process.communicate()
-
-    def _begin(self, begin: bytes) -> None:
-        """Hand each process what all tasks have in common; it is idle when it answers, or when it is dead."""
-        for process in self._all:
-            with contextlib.suppress(OSError):
-                _pipe(process.stdin).write(begin)
-                _pipe(process.stdin).flush()
-        for process in self._all:
-            _pipe(process.stdout).readline()
-            self._idle.put(process)
-            self._begun = True
-
-
-def _started(handle: int) -> subprocess.Popen[bytes]:
-    package = str(Path(__file__).parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", "featcache.extraction.decoding"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        pass_fds=(handle,),
-        env=environment,
-    )
-
-
-def _asked(process: subprocess.Popen[bytes], line: bytes) -> Any:
-    to, back = _pipe(process.stdin), _pipe(process.stdout)
-    to.write(line)
-    to.flush()
-    return json.loads(back.readline())
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    if stream is None:
-        raise ValueError("The process was started without pipes.")
-    return stream
-
-
-def _line(message: object) -> bytes:
-    return json.dumps(message).encode() + b"\n"  # ASCII: a path that is no UTF-8 survives as escapes
-
-
 def raise_if_changed(decoded: Decoded, dataset: Dataset, first: int) -> None:
     """Refuse an image whose bytes are not those from which the plan was made.
 
@@ -269,44 +143,3 @@ def raise_if_changed(decoded: Decoded, dataset: Dataset, first: int) -> None:
             "extracted.",
             "Run the same command again when the images are at rest.",
         )
-
-
-def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
-    """Decode what is asked for, line by line, until there is no more."""
-    start = json.loads(tasks.readline())
-    step = start["preprocess"]
-    step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
-    views = start["views"]
-    views = None if views is None else Views(**{**views, "policy": tuple(views["policy"])})
-    fitting = Fitting(Preprocess(**step), start["max_pixels"], views)
-    if views is not None:
-        augmenter(views)  # what it imports is there before the first task
-    memory = _mapped(start["handle"], start["size"])
-    answers.write(_line("begun"))
-    answers.flush()
-    while line := tasks.readline():
-        task = json.loads(line)
-        files, shape, hashes = task["files"], task["shape"], bytes.fromhex(task["hashes"])
-        room = memory[task["at"] : task["at"] + int(np.prod(shape))].reshape(shape)
-        out = by_view(room, len(task["views"]))[:, task["place"] : task["place"] + len(files)]
-        each = [hashes[at : at + 16] for at in range(0, len(hashes), 16)]
-        drawn = Drawn(task["views"], task["names"])
-        read = partial(_file_at, files)
-        found = decode_into(out, read, each, fitting, task["fitted"], drawn)
-        answers.write(_line(asdict(found)))
-        answers.flush()
-
-
-def _file_at(files: Sequence[str], place: int) -> bytes:
-    return read_file(files[place])
-
-
-def _mapped(handle: int, size: int) -> NDArray[np.uint8]:
-    import mmap
-
-    return np.frombuffer(mmap.mmap(handle, size), dtype=np.uint8)
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; this process ends with its pipe
-    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -143,6 +143,7 @@ def _fill(
     """Compute what is missing and seal the cache."""
     from featcache.extraction import several
     from featcache.extraction.batch_size import for_cache
+    from featcache.extraction.contained import apart, in_hand
     from featcache.extraction.copying import notes_of, passes_left
     from featcache.extraction.runtime import offer_bf16, take_runtime
     from featcache.extraction.speeds import forget_begun
@@ -152,6 +153,7 @@ def _fill(
     if cache is None:
         cache = _create(job, settings, dict(extractor.columns))
         forget_begun(settings.features_dir, cache.name)
+    job.contained = apart(settings, cache.name)
     todo = cache.todo()
     rows = sum(len(part) for part in todo)
     if rows < len(cache.plan):
@@ -159,16 +161,17 @@ def _fill(
     for note in notes_of(cache):
         notify(note)
     left = passes_left(cache, todo)
-    if len(devices) == 1:
-        take_runtime(job, extractor, settings, left, cache.name, notify)
-        offer_bf16(job, extractor, settings, left, notify)
-    size = for_cache(settings.batch_size, extractor, cache)
-    settings = replace(settings, batch_size=size)
-    start = time.perf_counter()
-    if len(devices) == 1:
-        images = compute(cache, job, extractor, settings, progress)
-    else:
-        images = several.run(cache, job.request, settings, progress)
+    with in_hand(settings, cache.name):
+        if len(devices) == 1:
+            take_runtime(job, extractor, settings, left, cache.name, notify)
+            offer_bf16(job, extractor, settings, left, notify)
+        size = for_cache(settings.batch_size, extractor, cache)
+        settings = replace(settings, batch_size=size)
+        start = time.perf_counter()
+        if len(devices) == 1:
+            images = compute(cache, job, extractor, settings, progress)
+        else:
+            images = several.run(cache, job.request, settings, progress)
     runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
     seconds = time.perf_counter() - start
     found = _found(cache.path, cache.seal(), begin, hit=False)
@@ -205,6 +208,7 @@ def compute(
         progress=progress,
         rest=rest,
         source=copies_of(cache),
+        contained=job.contained,
     )
 
 

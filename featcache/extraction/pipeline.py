@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -51,6 +51,7 @@ def run(
     progress: Progress = silent,
     rest: bool = True,
     source: Cache | None = None,
+    contained: bool = False,
 ) -> int:
     """Extract all shards that are not committed yet; return the number of images embedded, views included.
 
@@ -66,6 +67,7 @@ def run(
         progress: told the images done, by split.
         rest: whether to compute in the end what other processes have in hand, or had when they died.
         source: a finished cache to copy views from that it has already.
+        contained: decode images in files in processes of their own, so that a decoder may die.
 
     Raises:
         DatasetError: an image cannot be read, unless `skip_bad`.
@@ -74,7 +76,7 @@ def run(
     left = cache.todo() if parts is None else list(parts)
     lane = lane_of(cache.recipe, extractor, batch_size)
     share, step = Share(cache, source), cache.recipe.preprocess
-    how = reading(lane, batch_size, workers, max_pixels)
+    how = replace(reading(lane, batch_size, workers, max_pixels), contained=contained)
     reader = Reader(dataset, step, how, cache.recipe.views, share.new)
     writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth, share)
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress), share, skip_bad)

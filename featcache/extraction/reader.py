@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError
-from featcache.extraction.decoding import Decoded, Processes, Threads, raise_if_changed
+from featcache.extraction.decoding import Decoded, Threads, raise_if_changed
 from featcache.extraction.pixels import Memory, Pin, Ring, Room, Shape, can_share, ring_bytes
+from featcache.extraction.processes import Processes
 from featcache.extraction.views import GROUP, Fitting, groups, keeps_sizes, one_thread
 from featcache.images.dataset import Dataset
 from featcache.recipe import Preprocess, Views
@@ -22,6 +23,7 @@ from featcache.store.plan import ShardPlan
 
 PREFETCH = 3  # batches being decoded ahead of the backbone, at least
 MANY = 4096  # images for which starting processes pays
+FEW = 8  # images that are worth a process, where they are wanted however few there are
 
 Bad = tuple[int, str]
 
@@ -61,7 +63,8 @@ class Reading:
         workers: threads or processes that decode, one for each core where None.
         max_pixels: larger images count as unreadable.
         own_size: whether small images, all of one size, may come as they are, to be resized on the device.
-        processes: whether images in files are decoded by processes where there are many; None: by threads.
+        processes: whether images in files are decoded by processes where there are many; else by threads.
+        contained: whether they are decoded by processes however few there are, so that a decoder may die.
         after: batches that are kept after they were yielded.
         pin: makes the pixels' memory quick to copy to the device.
     """
@@ -73,6 +76,7 @@ class Reading:
     processes: bool = False
     after: int = 1
     pin: Pin | None = None
+    contained: bool = False
 
 
 class Reader:
@@ -98,8 +102,8 @@ class Reader:
         self.fitting = Fitting(preprocess, how.max_pixels, views)
         self._most = 1 if views is None else min(GROUP, views.count)
         workers = how.workers or cores()
-        apart = how.processes and workers > 1
-        self._processes = apart and can_share() and _in_files(dataset)
+        many = how.processes and workers > 1 and len(dataset) >= MANY
+        self._processes = (many or how.contained) and can_share() and _in_files(dataset)
         task = Processes.images if self._processes else Threads.images
         self._ahead = max(PREFETCH, -(-2 * workers * task // how.batch_size))
         own = how.own_size and keeps_sizes(views)
@@ -111,9 +115,10 @@ class Reader:
         self.pool = ThreadPoolExecutor(workers, thread_name_prefix="decode", initializer=begin)
 
     def _made(self, workers: int) -> Threads | Processes:
-        if self._processes:
-            return Processes(self.dataset, self.fitting, self._memory, workers)
-        return Threads(self.dataset, self.fitting)
+        if not self._processes:
+            return Threads(self.dataset, self.fitting)
+        count = max(1, min(workers, len(self.dataset) // FEW))
+        return Processes(self.dataset, self.fitting, self._memory, count, self.how.contained)
 
     @property
     def shape(self) -> Shape:
@@ -207,7 +212,7 @@ class Reader:
 
 
 def _in_files(dataset: Dataset) -> bool:
-    return len(dataset) >= MANY and dataset.file(0) is not None
+    return len(dataset) > 0 and dataset.file(0) is not None
 
 
 def cores() -> int:

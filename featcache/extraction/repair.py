@@ -92,4 +92,5 @@ def _compute(
         skip_bad=True,
         parts=damaged,
         progress=progress,
+        contained=settings.decode_in != "threads",
     )

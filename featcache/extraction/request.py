@@ -19,6 +19,7 @@ NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
 PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 STORE_DTYPES = ("float16", "float32", "int8")
 ON_BAD_IMAGE = ("error", "skip")
+DECODE_IN = ("auto", "threads", "processes")
 RUNTIMES = ("auto", "torch", "compile", "openvino")
 RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
@@ -134,8 +135,11 @@ class Settings:
     on_bad_image: str = "error"
     rows_per_shard: int | None = None  # None: about 64 MiB, at most 4096 rows
     runtime: str = "auto"
+    decode_in: str = "auto"  # processes where a run is to go on in spite of bad images, or one has died
 
     def __post_init__(self) -> None:
+        if self.decode_in not in DECODE_IN:
+            raise OptionError(f"Unknown decode_in {self.decode_in!r}.", f"Known: {', '.join(DECODE_IN)}.")
         if self.on_bad_image not in ON_BAD_IMAGE:
             raise OptionError(
                 f"Unknown on_bad_image {self.on_bad_image!r}.", f"Known: {', '.join(ON_BAD_IMAGE)}."

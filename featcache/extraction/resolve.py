@@ -32,6 +32,7 @@ class Job:
     network: Any  # torch.nn.Module with its weights loaded
     weights_before: list[FileState]  # the state of the weights' files before they were read
     notes: list[str] = field(default_factory=list)
+    contained: bool = False  # whether images are decoded in processes of their own
 
     @property
     def key(self) -> str:

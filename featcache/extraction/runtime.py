@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,9 +19,11 @@ from featcache.backbones.runtimes.catalogue import RUNTIMES
 from featcache.backbones.runtimes.choose import Choice, Speed, checked, choose
 from featcache.errors import BackboneError, BadImageError, OptionError, unknown
 from featcache.extraction.pipeline import default_batch_size
+from featcache.extraction.reader import Reader, Reading
 from featcache.extraction.request import Settings
 from featcache.extraction.resolve import Job
 from featcache.extraction.speeds import Speeds, begin, begun
+from featcache.store.plan import ShardPlan
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,17 +132,29 @@ def _sample(job: Job, extractor: Extractor) -> Tensor:
 def _pixels(job: Job, extractor: Extractor) -> NDArray[np.uint8]:
     """Return a few readable images from all over the data set, fitted: (B, S, S, 3)."""
     step, wanted = job.recipe.preprocess, extractor.work.chunk
-    pixels: list[NDArray[np.uint8]] = []
-    for row in np.linspace(0, len(job.dataset) - 1, min(len(job.dataset), 4 * wanted)).astype(int):
-        try:
-            pixels.append(fit(job.dataset.image(int(row), job.request.max_pixels), step))
-        except BadImageError:
-            continue  # extraction names it
-        if len(pixels) == wanted:
-            break
+    rows = np.linspace(0, len(job.dataset) - 1, min(len(job.dataset), 4 * wanted)).astype(int).tolist()
+    pixels = list(itertools.islice(_readable(job, rows), wanted))
     if not pixels:
         pixels = [np.zeros((step.crop, step.crop, 3), np.uint8)]
     return np.stack(pixels)
+
+
+def _readable(job: Job, rows: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    """Yield those of some rows' images that can be read, fitted: (S, S, 3); extraction names the others."""
+    step, most = job.recipe.preprocess, job.request.max_pixels
+    if not job.contained:
+        for row in rows:
+            with contextlib.suppress(BadImageError):
+                yield fit(job.dataset.image(row, most), step)
+        return
+    reader = Reader(job.dataset, step, Reading(1, 1, most, contained=True))
+    try:
+        for batch in reader.batches(ShardPlan("train-00000", row, row + 1) for row in rows):
+            if not batch.bad:
+                yield batch.pixels[0].copy()
+            reader.give(batch)
+    finally:
+        reader.close()
 
 
 def offer_bf16(job: Job, extractor: Extractor, settings: Settings, images: int, notify: Notify) -> None:

@@ -162,6 +162,7 @@ def work(task: Message, out: IO[str]) -> None:
 
 
 def _extract(task: Message, tell: Any) -> None:
+    from featcache.extraction.contained import apart, in_hand
     from featcache.extraction.copying import passes_left
     from featcache.extraction.extract import compute, open_job, source_of
     from featcache.extraction.runtime import take_runtime
@@ -181,9 +182,12 @@ def _extract(task: Message, tell: Any) -> None:
         before[split] = done
         tell({"split": split, "more": more})
 
+    job.contained = apart(settings, cache.path.name)
     extractor = job.extractor(settings.device)
-    take_runtime(job, extractor, settings, passes_left(cache, cache.todo()), cache.path.name)
-    tell({"images": compute(cache, job, extractor, settings, progress, task["rest"])})
+    with in_hand(settings, cache.path.name):
+        take_runtime(job, extractor, settings, passes_left(cache, cache.todo()), cache.path.name)
+        images = compute(cache, job, extractor, settings, progress, task["rest"])
+    tell({"images": images})
 
 
 if __name__ == "__main__":

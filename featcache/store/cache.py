@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, layout, quantised, records, shard
+from featcache.store import claims, layout, publishing, quantised, records, shard, sharing
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -44,7 +44,7 @@ class Cache:
         Raises:
             SpaceError, CacheError: it cannot be written.
         """
-        _make_folders(path)
+        alone = publishing.prepare(path, settled=False)
         if not (path / records.RECIPE).exists():
             data = plan.to_bytes()
             atomic.write(path / records.PLAN, data)
@@ -53,7 +53,9 @@ class Cache:
                 **record,
                 "plan": {"bytes": len(data), "xxh3_128": shard.hash_of(data)},
             }
-            atomic.publish_once(path / records.RECIPE, records.to_bytes(whole))
+            publishing.publish_recipe(path, records.to_bytes(whole), alone)
+        else:
+            atomic.settle(path)  # another process may have linked the recipe a moment ago
         cache = cls(path)
         if cache.key != record["key"]:
             raise CacheError(
@@ -152,9 +154,10 @@ class Cache:
             bad: (row, reason) of the images that could not be read.
 
         Raises:
-            SpaceError, CacheError: it cannot be written; nothing half-written is visible.
+            SpaceError, CacheError: it cannot be written, or another process writes where only one may;
+                nothing half-written is visible.
         """
-        _make_folders(self.path)
+        alone = publishing.prepare(self.path)
         status = np.zeros(len(part), dtype=np.uint8)
         status[[row - part.first for row, _ in bad]] = shard.BAD
         stored, extra = quantised.as_stored(self.recipe.store_dtype, features, status == shard.OK)
@@ -172,8 +175,7 @@ class Cache:
             rows=len(part),
             bad=tuple(sorted(bad)),
         )
-        atomic.write(self.path / records.SHARDS / record.file, data)
-        return atomic.publish_once(self.path / records.COMMITS / f"{part.name}.json", record.to_bytes())
+        return publishing.publish_shard(self.path, record, data, alone)
 
     def seal(self) -> dict[str, Any]:
         """Write the seal once every shard is committed, and return it.
@@ -207,6 +209,7 @@ class Cache:
         for folder in (self.path, self.path / records.SHARDS, self.path / records.COMMITS):
             atomic.sweep(folder)
         claims.forget(self.path)
+        sharing.release(self.path)
         return seal
 
     def sealed(self) -> dict[str, Any] | None:
@@ -290,9 +293,3 @@ class Cache:
 
     def __repr__(self) -> str:
         return f"Cache({str(self.path)!r})"
-
-
-def _make_folders(path: Path) -> None:
-    """Make the folders of a cache, or their names durable where another process has just made them."""
-    for folder in (path.parent, path, path / records.SHARDS, path / records.COMMITS):
-        atomic.make_folder(folder)

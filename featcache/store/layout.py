@@ -24,6 +24,7 @@ Arrays = Mapping[str, NDArray[np.generic]]
 """Name in the file ("label", "features/flatten") → array, in the order they are written."""
 
 _numbers = itertools.count()
+_COPIES, _BESIDE = 5, 32 << 20  # what HDF5 takes for a file in memory: copies of it, and bytes beside them
 _Spec = tuple[tuple[str, tuple[int, ...], str], ...]
 
 
@@ -62,6 +63,19 @@ def write(arrays: Arrays) -> bytes:
 
 
 def _file(arrays: Arrays, look: Callable[[h5py.File], None]) -> bytes:
+    # HDF5 can die by a signal where memory ends on its way, so what it may take is asked for before: address
+    # space alone, given back at once.
+    size = sum(array.nbytes for array in arrays.values())
+    np.empty(_COPIES * size + _BESIDE, np.uint8)
+    try:
+        return _written(arrays, look)
+    except (OSError, RuntimeError, ValueError) as error:
+        if "allocat" in str(error):
+            raise MemoryError(f"HDF5 has no memory for a shard of {size} bytes: {error}") from error
+        raise
+
+
+def _written(arrays: Arrays, look: Callable[[h5py.File], None]) -> bytes:
     # The core driver with no backing store never touches the disk, where HDF5 can die by a signal when
     # it is full; the version bounds keep the bytes the same for every HDF5 2.x and 1.1x. Files in memory
     # share one space of names in a process, and several threads may each make one.

@@ -1,9 +1,10 @@
-"""Which cache was used last, so that nobody has to type its name. May be forgotten at any time."""
+"""Which cache was used last, so that nobody has to type its name, and when each was. May be forgotten."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 
 from featcache import atomic
@@ -11,15 +12,26 @@ from featcache.errors import CacheError
 from featcache.store import records
 
 FOLDER = ".featcache"
+USED = "used"  # an empty file for each cache, whose time says when it was used
 
 
 def mark_used(features_dir: Path, cache: str) -> None:
-    """Remember which cache was used last."""
+    """Remember which cache was used last, and that it was used now."""
+    _touch(features_dir / FOLDER / USED / cache)
     if last_used(features_dir) != cache:
         path = features_dir / FOLDER / "last.json"
         with contextlib.suppress(CacheError):  # a folder that may only be read is no hindrance
             atomic.make_folder(path.parent)
             atomic.write(path, json.dumps({"cache": cache}).encode())
+
+
+def _touch(path: Path) -> None:
+    with contextlib.suppress(OSError):  # a folder that may only be read is no hindrance
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
 
 
 def last_used(features_dir: Path) -> str | None:

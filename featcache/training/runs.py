@@ -61,7 +61,7 @@ def write_run(
     atomic.make_folder(folder)
     files = {HEAD: head, HISTORY: _csv(history), PREDICTIONS: _npz(predictions)}
     for name, data in files.items():
-        atomic.write(folder / name, data)
+        atomic.write(folder / name, data, settled=name == PREDICTIONS)  # the last, for all of them
     hashes = {name: xxhash.xxh3_128_hexdigest(data) for name, data in files.items()}
     record = {"format": FORMAT, **facts, "files": hashes}
     atomic.write(folder / RUN, records.to_bytes(record))

@@ -8,7 +8,7 @@ from typing import Any
 
 from featcache import atomic
 
-NAMES = ("open", "write", "fsync", "close", "rename", "link", "unlink", "mkdir")
+NAMES = ("open", "write", "fsync", "close", "rename", "link", "unlink", "mkdir", "rmdir")
 
 
 class Watched(atomic.Calls):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -21,16 +22,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.section(f"promises tried by fault ({column}, seed {trials.SEED})")
     terminalreporter.write_line(trials.table())
     if target := os.environ.get("FEATCACHE_FAULTS_TABLE"):
-        Path(target).write_text(f"{column}, seed {trials.SEED}\n\n{trials.table()}\n")
+        rows = json.dumps([vars(row) for row in trials.ROWS])
+        text = f"{column}, seed {trials.SEED}\n\n{trials.table()}\n"
+        Path(target).write_text(rows if target.endswith(".json") else text)
 
 
 @pytest.fixture
 def place() -> Iterator[Path]:
     """A folder in memory where there is one: what a kill leaves does not depend on the disk."""
     memory = Path("/dev/shm")
-    folder = Path(
-        tempfile.mkdtemp(prefix="featcache-faults-", dir=memory if os.access(memory, os.W_OK) else None)
-    )
+    roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 1 << 30
+    folder = Path(tempfile.mkdtemp(prefix="featcache-faults-", dir=memory if roomy else None))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

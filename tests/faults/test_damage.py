@@ -11,7 +11,7 @@ from featcache.store import records, shard
 from featcache.store.cache import Cache
 from featcache.training import runs
 from tests.faults import damage, toys
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import draw, numbers, tally
 
 PROMISE = "Never a wrong row without an error that names the file"
 
@@ -45,7 +45,7 @@ def test_any_harm_to_any_file_is_found(cache: Cache) -> None:
     names = [path.name for path in files]
     assert not _read_all(cache, head)
     with tally(PROMISE, "bit, page, byte, end, link or deletion in any file") as found:
-        for trial in range(count(500, 20_000)):
+        for trial in numbers(500, 20_000):
             rng = draw("harm", trial)
             path, harm = rng.choice(list(files)), rng.choice(damage.HARMS)
             harm(path, files[path], rng)
@@ -130,7 +130,7 @@ def test_a_stale_record_is_found(cache: Cache) -> None:
 def test_damage_right_after_reading_is_found(place: Path) -> None:
     """A hash is not remembered while the clock is too coarse to tell that the file has changed."""
     with tally(PROMISE, "a bit flipped right after the same process read it") as found:
-        for trial in range(count(20, 500)):
+        for trial in numbers(20, 500):
             cache = toys.start(place / str(trial))
             toys.commit_all(cache)
             toys.check_rows(cache)

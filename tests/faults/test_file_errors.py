@@ -8,7 +8,6 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from featcache import atomic
@@ -18,7 +17,7 @@ from featcache.store.cache import Cache
 from tests.faults import toys
 from tests.faults.calls import Failing, number_of_calls
 from tests.faults.processes import apart
-from tests.faults.trials import FULL, count, draw, tally
+from tests.faults.trials import FULL, count, draw, mine, numbers, tally
 from tests.kit_images import make_folder, tree
 
 ERRORS = "Disk full, quota, I/O error: one clear error, exit 1, no crash; with space again, rerun finishes"
@@ -50,7 +49,7 @@ def test_every_call_may_fail(place: Path, kind: str, lasting: bool) -> None:
     whole = tree(next((place / "whole").glob("*--*")))
     with tally(ERRORS, f"{kind} at the N-th file call{', and at all after it' if lasting else ''}") as found:
         # Fast: a call of chance in every five, so that all kinds together see every call.
-        for at in range(1, len(calls) + 1):
+        for at in mine(range(1, len(calls) + 1)):
             if not FULL and draw(kind, lasting, at).random() > 0.4:
                 continue
             here = place / str(at)
@@ -133,7 +132,7 @@ def test_a_real_disk_of_many_sizes_is_filled(tmp_path: Path, small_disk: Path) -
     pages = sum(-(-len(data) // 4096) + 1 for data in whole.values()) + 10
     sizes = count(10, 200)
     with tally(ERRORS, "a real tmpfs of many sizes, too small for the cache") as found:
-        for number in range(sizes):
+        for number in numbers(10, 200):
             kib = 4 * max(1, pages * (number + 1) // (sizes + 1))
             here = small_disk / "features"
             assert _mounted(small_disk, kib, "remount")
@@ -149,37 +148,4 @@ def test_a_real_disk_of_many_sizes_is_filled(tmp_path: Path, small_disk: Path) -
             assert tree(next(here.glob("*--*"))) == whole
             subprocess.run(["rm", "-rf", str(here)], check=True)
             found.add("full, then finished" if code == 3 else "large enough")
-        assert found.counts["full, then finished"] > sizes // 2
-
-
-def test_out_of_memory_is_no_damage(place: Path) -> None:
-    """The address space is limited to little more than what is in use while a shard is built and written."""
-    import resource
-
-    toys.start(place / "warm", {"train": 5})
-    rows, width = np.arange(5), 1 << 22
-    with tally("Out of memory", "address space limited while a shard of 42 MB is written") as found:
-        for trial in range(count(20, 500)):
-            spare = draw("memory", trial).randrange(200 << 20)
-            here = place / str(trial)
-
-            def work(here: Path = here, spare: int = spare) -> None:
-                cache = toys.empty_cache(here, {"train": 5}, {"flatten": width}, 8)
-                array = np.ones((5, width), np.float16) * rows[:, None].astype(np.float16)
-                used = int(Path("/proc/self/statm").read_text().split()[0]) * 4096
-                resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
-                try:
-                    cache.commit(cache.shards()[0], {"flatten": array})
-                    cache.seal()
-                except (MemoryError, FeatcacheError):
-                    os._exit(3)
-
-            code = apart(work)
-            assert code in (0, 1, 3), f"{spare} bytes to spare: {code}"
-            cache = toys.empty_cache(here, {"train": 5}, {"flatten": width}, 8)
-            if cache.todo():
-                array = np.ones((5, width), np.float16) * rows[:, None].astype(np.float16)
-                cache.commit(cache.shards()[0], {"flatten": array})
-            cache.seal()
-            assert np.array_equal(cache.table("train", val_fraction=0).X[:, 5], rows)
-            found.add({0: "enough", 1: "another error", 3: "an error of ours or MemoryError"}[code])
+        assert found.counts["full, then finished"] > found.trials // 2

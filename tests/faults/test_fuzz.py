@@ -19,19 +19,20 @@ from featcache.store.plan import Plan
 from featcache.training import checkpoints, runs
 from tests.faults import fuzzing, strangers, toys
 from tests.faults.processes import apart
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import draw, numbers, tally
 
 FUZZ = "Only our own error comes out of any input"
 BATCH, SLOW = 500, 20.0
 
 
-def _fuzz(kind: str, trials: int, one: Callable[[Any, int], str]) -> None:
+def _fuzz(kind: str, trials: range, one: Callable[[Any, int], str]) -> None:
     """Try inputs in processes of their own, so that a crash of a library is seen and its input known."""
     with tally(FUZZ, kind) as found:
-        for first in range(0, trials, BATCH):
+        for first in range(0, len(trials), BATCH):
+            inputs = trials[first : first + BATCH]
 
-            def batch(first: int = first) -> None:
-                for number in range(first, min(first + BATCH, trials)):
+            def batch(inputs: range = inputs) -> None:
+                for number in inputs:
                     begin = time.monotonic()
                     try:
                         one(draw(kind, number), number)
@@ -43,8 +44,8 @@ def _fuzz(kind: str, trials: int, one: Callable[[Any, int], str]) -> None:
                     assert time.monotonic() - begin < SLOW, f"{kind}: input {number} was slow"
 
             code = apart(batch)
-            assert code == 0, f"{kind}: inputs from {first} on: exit code {code}"
-            for _ in range(min(BATCH, trials - first)):
+            assert code == 0, f"{kind}: inputs from {inputs[0]} on: exit code {code}"
+            for _ in inputs:
                 found.add("inputs refused or harmless")
 
 
@@ -68,7 +69,7 @@ def test_shards(cache: Cache, place: Path) -> None:
             block.map().sum()
         return ""
 
-    _fuzz("shards, bytes changed, opened without their hash", count(1500, 40_000), one)
+    _fuzz("shards, bytes changed, opened without their hash", numbers(1500, 40_000), one)
 
 
 @pytest.mark.timeout(3000)
@@ -102,7 +103,7 @@ def test_records(cache: Cache) -> None:
             path.write_bytes(good[path])
         return ""
 
-    _fuzz("records, structure changed, with fitting checksums", count(1500, 40_000), one)
+    _fuzz("records, structure changed, with fitting checksums", numbers(1500, 40_000), one)
 
 
 @pytest.mark.timeout(3000)
@@ -116,7 +117,7 @@ def test_plans(cache: Cache) -> None:
         assert list(plan.ids) == list(same.ids) and np.array_equal(plan.labels, same.labels)
         return ""
 
-    _fuzz("plans, bytes changed, opened without their hash", count(1000, 20_000), one)
+    _fuzz("plans, bytes changed, opened without their hash", numbers(1000, 20_000), one)
 
 
 @pytest.mark.timeout(3000)
@@ -139,7 +140,7 @@ def test_heads(cache: Cache) -> None:
                 saving.loads(data).predict(np.zeros((2, toys.WIDTH), np.float32))
         return ""
 
-    _fuzz("heads, bytes and description changed", count(1500, 20_000), one)
+    _fuzz("heads, bytes and description changed", numbers(1500, 20_000), one)
 
 
 def test_checkpoints(place: Path) -> None:
@@ -156,7 +157,7 @@ def test_checkpoints(place: Path) -> None:
         assert latest is not None and np.array_equal(latest.tensors["w"], state.tensors["w"])
         return ""
 
-    _fuzz("checkpoints, bytes changed", count(500, 10_000), one)
+    _fuzz("checkpoints, bytes changed", numbers(500, 10_000), one)
     path.write_bytes(good[:-1])
     with pytest.raises(DamagedError):
         checkpoints.latest(place)

@@ -20,7 +20,7 @@ from tests.faults import toys
 from tests.faults.calls import Killing, number_of_calls
 from tests.faults.damage import snapshot
 from tests.faults.processes import apart, fork, kill
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import PART, draw, numbers, tally
 from tests.kit_caches import features
 from tests.kit_images import tree
 
@@ -51,7 +51,7 @@ def test_killed_before_and_after_every_call_of_one_shard(place: Path) -> None:
     here = place / "count"
     calls = number_of_calls(work)
     with tally(SURVIVES, "SIGKILL before and after every file call of one shard") as found:
-        for repeat in range(count(1, 10)):
+        for repeat in numbers(1, 10):
             for at in range(1, len(calls) + 1):
                 for after in (False, True):
                     here = place / f"{repeat}-{at}-{after}"
@@ -78,7 +78,7 @@ def test_killed_before_and_after_every_call_of_one_head(place: Path) -> None:
     folder = runs.folder_of(cache.path, toys.RUN)
     calls = number_of_calls(lambda: toys.write_run(cache, head))
     with tally(ATOMIC, "SIGKILL before and after every file call of one head") as found:
-        for _ in range(count(1, 50)):
+        for _ in numbers(1, 50):
             for at in range(1, len(calls) + 1):
                 for after in (False, True):
                     shutil.rmtree(cache.path / records.HEADS)
@@ -107,7 +107,7 @@ def test_killed_while_test_predictions_are_added(place: Path) -> None:
     toys.write_run(cache, head)
     calls = number_of_calls(work)
     with tally(ATOMIC, "SIGKILL at every file call while a run gets test predictions") as found:
-        for _ in range(count(1, 50)):
+        for _ in numbers(1, 50):
             for at in range(1, len(calls) + 1):
                 for after in (False, True):
                     toys.write_run(cache, head)
@@ -133,7 +133,7 @@ def test_killed_at_every_call_of_a_checkpoint(place: Path) -> None:
     prepare()
     calls = number_of_calls(work)
     with tally(ATOMIC, "SIGKILL before and after every file call of a checkpoint") as found:
-        for _ in range(count(1, 50)):
+        for _ in numbers(1, 50):
             for at in range(1, len(calls) + 1):
                 for after in (False, True):
                     prepare()
@@ -149,16 +149,16 @@ def test_killed_at_random_moments_by_ones_and_many(place: Path) -> None:
     counts = {"train": 60, "val": 6, "test": 30}
     toys.commit_all(toys.start(place / "whole", counts))
     whole = tree(next((place / "whole").glob("*--*")))
-    trials = count(50, 1000)
+    trials = len(numbers(50, 1000))
     resumed, kills = 0, 0
     with tally(SURVIVES, "SIGKILL at random moments, 1 to 8 writers, resumed to the end") as found:
         while kills < trials:
-            rng = draw("moments", resumed)
+            rng = draw("moments", PART, resumed)
             here = place / f"part{resumed}"
             seen: dict[str, bytes] = {}
             while not _finished(here):
                 writers = [fork(_write, here, counts, rng.random()) for _ in range(rng.randint(1, 8))]
-                time.sleep(rng.random() * 0.06)
+                time.sleep(rng.random() * 0.04)
                 codes = [kill(writer) for writer in writers]
                 assert set(codes) <= {0, -signal.SIGKILL}
                 for _ in range(codes.count(-signal.SIGKILL)):

@@ -11,7 +11,7 @@ from featcache.errors import DatasetError
 from featcache.images.decode import decode
 from featcache.store.cache import Cache
 from tests.faults import hashing, pictures
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import PART, draw, numbers, tally
 
 SKIP = "A bad image never stops a run set to skip, and is never invented"
 ODD_NAMES = ("né à l'été", "日本", "a\nb", "\x1b[31mred", "sp ace", "-rf", "%s", "x\udcff")
@@ -20,13 +20,14 @@ ODD_NAMES = ("né à l'été", "日本", "a\nb", "\x1b[31mred", "sp ace", "-rf",
 @pytest.mark.timeout(1200)
 def test_forty_kinds_among_good_ones(place: Path) -> None:
     photos = place / "photos"
-    truth = hashing.photos(photos, count(800, 2000), 3)
+    truth = hashing.photos(photos, 800, 3)
     kinds = {**pictures.BAD, **pictures.GOOD}
     bad: dict[str, str] = {}
-    for number, (kind, make) in enumerate(sorted(kinds.items()) * count(10, 1000)):
+    each = len(numbers(10, 1000))
+    for number, (kind, make) in enumerate(sorted(kinds.items()) * each, PART * 10**5):
         rng = np.random.default_rng([number, 5])
         odd = ODD_NAMES[number % len(ODD_NAMES)] if number % 7 == 0 else "odd"
-        name = f"train/{hashing.CLASSES[number % 3]}/{odd}{number:05d}.png"
+        name = f"train/{hashing.CLASSES[number % 3]}/{odd}{number:06d}.png"
         make(photos / name, rng)
         if kind in pictures.BAD:
             bad[name] = kind
@@ -48,14 +49,14 @@ def test_forty_kinds_among_good_ones(place: Path) -> None:
         for name in bad:
             found.add("left out and named")
             assert name in listed
-        for _ in range(len(kinds) * count(10, 1000) - len(bad)):
+        for _ in range(len(kinds) * each - len(bad)):
             found.add("odd but readable, right")
 
 
 def test_an_image_that_vanishes_before_it_is_looked_at_is_a_bad_one(place: Path) -> None:
     truth = hashing.photos(place / "photos", 40, 4)
     with tally(SKIP, "an image that vanishes, or loses its permissions, after it was listed") as found:
-        for trial in range(count(10, 100)):
+        for trial in numbers(10, 100):
             victim = draw("vanish", trial).choice(sorted(truth))
             data = hashing.dataset(place / "photos")
             content = (place / "photos" / victim).read_bytes()
@@ -71,7 +72,7 @@ def test_an_image_that_vanishes_before_it_is_looked_at_is_a_bad_one(place: Path)
 def test_an_image_that_changes_on_the_way_stops_the_run(place: Path) -> None:
     hashing.photos(place / "photos", 40, 4)
     with tally(SKIP, "an image that changes or vanishes after it was hashed") as found:
-        for trial in range(count(10, 100)):
+        for trial in numbers(10, 100):
             rng = draw("change", trial)
             data = hashing.dataset(place / "photos")
             cache = hashing.cache(place / str(trial), data)

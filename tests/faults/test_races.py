@@ -16,7 +16,7 @@ from featcache.training.ledger import Ledger
 from tests.faults import toys
 from tests.faults.processes import fork, kill, wait
 from tests.faults.test_kills import ATOMIC, _write
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import draw, numbers, tally
 from tests.kit_caches import features
 from tests.kit_images import tree
 
@@ -29,7 +29,7 @@ def test_writers_race_and_readers_read(place: Path) -> None:
     toys.commit_all(toys.start(place / "whole", COUNTS))
     whole = tree(next((place / "whole").glob("*--*")))
     with tally(RACES, "8 writers and 2 readers at once, up to 3 writers killed") as found:
-        for trial in range(count(10, 200)):
+        for trial in numbers(10, 200):
             rng, here = draw("race", trial), place / str(trial)
             readers = [fork(_read, here) for _ in range(2)]
             writers = [fork(_write, here, COUNTS, seed) for seed in range(8)]
@@ -74,7 +74,7 @@ def test_two_writers_of_one_ledger_are_killed(place: Path) -> None:
     ledger = Ledger(place)
     acknowledged: set[str] = set()
     with tally(ATOMIC, "SIGKILL at random moments of two processes writing one ledger") as found:
-        for trial in range(count(6, 300)):
+        for trial in numbers(6, 300):
             rng = draw("ledger", trial)
             told = [place / f"told-{trial}-{number}" for number in range(2)]
             writers = [fork(_record, cache, trial, number, path) for number, path in enumerate(told)]

@@ -19,7 +19,7 @@ from featcache.store.records import cache_key
 from featcache.training import runs
 from featcache.training.evaluate import evaluate
 from tests.faults import hashing, toys
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import draw, numbers, tally
 
 REUSE = "Features are never reused after weights, preprocessing, data, node or dtype changed"
 FOREIGN = "A head refuses features, classes or a backbone it was not trained on"
@@ -120,7 +120,7 @@ def test_every_change_of_the_data_changes_the_key(place: Path) -> None:
     hashing.photos(place / "photos", 60, 0)
     key = hashing.dataset(place / "photos").fingerprint
     with tally(REUSE, "one byte, two files, a name, a label, a class changed") as found:
-        for trial in range(count(30, 1000)):
+        for trial in numbers(30, 1000):
             rng, here = draw("data", trial), place / f"copy{trial}"
             shutil.copytree(place / "photos", here)
             assert hashing.dataset(here).fingerprint == key  # another parent, other times and inodes
@@ -139,7 +139,7 @@ def test_heads_refuse_what_they_were_not_trained_on(place: Path) -> None:
     names = ["ape", "bee", "cat"]
     saving.check_fit(head, **right, classes=names)  # type: ignore[arg-type]
     with tally(FOREIGN, "other fingerprint, node, D; classes permuted, dropped, renamed, added") as found:
-        for trial in range(count(100, 1000)):
+        for trial in numbers(100, 1000):
             rng = draw("foreign", trial)
             classes, given = list(names), dict(right)
             kind = rng.randrange(7)

@@ -14,7 +14,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.store import records
 from featcache.store.cache import Cache
 from tests.faults import damage, hashing
-from tests.faults.trials import count, draw, tally
+from tests.faults.trials import draw, numbers, tally
 from tests.kit_images import tree
 
 REPAIR = "verify finds all damage, --repair recomputes only that"
@@ -41,9 +41,9 @@ def test_any_damage_is_found_and_repaired(place: Path, monkeypatch: pytest.Monke
         extractor=lambda device: Backbone(),
     )
     monkeypatch.setattr(repairing, "open_job", lambda *arguments: job)
-    settings = Settings(place / "features", place / "data", "cpu", batch_size=8)
+    settings = Settings(place / "features", place / "data", "cpu", batch_size=8, decode_in="threads")
     with tally(REPAIR, "1 to 4 files of a cache damaged, then repaired") as found:
-        for trial in range(count(50, 1000)):
+        for trial in numbers(50, 1000):
             rng = draw("repair", trial)
             Backbone.images = 0
             hit = rng.sample(sorted(files), rng.randint(1, 4))

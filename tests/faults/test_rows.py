@@ -15,7 +15,7 @@ from featcache.extraction import pipeline
 from featcache.store.cache import Cache
 from tests.faults import hashing
 from tests.faults.processes import fork, kill
-from tests.faults.trials import FULL, count, draw, tally
+from tests.faults.trials import FULL, PART, draw, numbers, tally
 from tests.kit_images import tree
 
 ROWS = "Every row has the features and the label of the image the plan names"
@@ -33,7 +33,7 @@ def test_kills_resumes_and_shuffled_workers(place: Path) -> None:
     hashing.check(whole, truth)
     with tally(ROWS, f"{rows} hashed images: SIGKILL, resumed, other workers and batch sizes") as found:
         kills = 0
-        for trial in range(count(20, 500)):
+        for trial in numbers(20, 500):
             rng, here = draw("rows", trial), place / str(trial)
             for _ in range(rng.randint(1, 3)):
                 options = {"batch_size": rng.randint(1, 40), "workers": rng.randint(1, 6)}
@@ -87,8 +87,8 @@ def test_what_is_not_finite_is_never_stored(place: Path, dtype: str) -> None:
     most = {"float16": 65519.99, "float32": 3.4e38}[dtype]
     with tally(FINITE, f"odd values from a backbone, stored as {dtype}; rows") as found:
         trial = 0
-        while found.trials < count(5000, 500_000):
-            rng = np.random.default_rng([trial, 7])
+        while found.trials < len(numbers(5000, 500_000)):
+            rng = np.random.default_rng([trial, 7, PART])
             chosen = [VALUES[i] for i in rng.integers(len(VALUES), size=rng.integers(0, 3))]
             backbone = FakeBackbone(rng, chosen)
             cache = hashing.cache(place / f"{dtype}{trial}", data, 40, recipe)

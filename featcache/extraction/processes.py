@@ -1,0 +1,196 @@
+"""Decoding in processes of its own, which get tasks through a pipe and put pixels into shared memory.
+
+Small images are decoded in microseconds, most of them spent in Python, which one thread at a time can run.
+So for a GPU's appetite images in files are decoded by processes: each gets the paths and content hashes of a
+handful at a time. They import neither torch nor h5py. And an image whose decoder crashes takes one of them
+with it, not the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featcache.errors import CacheError
+from featcache.extraction.contained import Child, EndedError, limited, line
+from featcache.extraction.decoding import Decoded, Threads, decode_into
+from featcache.extraction.pixels import Memory, Room, by_view
+from featcache.extraction.views import Drawn, Fitting, augmenter
+from featcache.images.dataset import Dataset
+from featcache.images.stored import read_file
+from featcache.recipe import Preprocess, Views
+
+PATIENCE = 0.01  # seconds that a task waits for its turn before it looks whether processes have begun
+
+
+class Processes:
+    """Decodes in processes of its own; the thread that calls waits.
+
+    Until the first has begun, which takes a third of a second, one thread decodes here: a GPU need not wait.
+    Not so where they are there to die in place of this one. Images at which one ends are asked for again, one
+    by one.
+
+    Args:
+        dataset: of images in files.
+        fitting: what is done to every image.
+        memory: shared; the batches' rooms lie in it.
+        count: of processes.
+        contained: whether none may be decoded here.
+    """
+
+    images = 32  # a task: what a pipe costs is little beside it
+
+    def __init__(
+        self, dataset: Dataset, fitting: Fitting, memory: Memory, count: int, contained: bool = False
+    ) -> None:
+        self._dataset = dataset
+        views = None if fitting.views is None else asdict(fitting.views)
+        begin: dict[str, Any] = {
+            "size": memory.size,
+            "handle": memory.handle,
+            "max_pixels": fitting.max_pixels,
+        }
+        begin |= {"max_pixels": fitting.max_pixels, "views": views}
+        begin |= {"preprocess": asdict(fitting.preprocess)}
+        self._all = [Child(memory.handle, begin) for _ in range(count)]
+        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
+        self._here, self._turn, self._begun = Threads(dataset, fitting), threading.Lock(), contained
+        self._welcome = threading.Thread(target=self._begin, name="begin", daemon=True)
+        self._welcome.start()
+
+    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
+        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view.
+
+        Raises:
+            CacheError: the processes that decode end whatever they are asked.
+        """
+        while not self._begun:
+            if self._turn.acquire(timeout=PATIENCE):
+                try:
+                    return self._here.decode(first, stop, room, place, fitted)
+                finally:
+                    self._turn.release()
+        child = self._idle.get()
+        try:
+            return self._asked(child, first, stop, room, place, fitted)
+        except EndedError:
+            return self._one_by_one(child, first, stop, room, place, fitted)
+        finally:
+            self._idle.put(child)
+
+    def _asked(self, child: Child, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
+        task = {
+            "files": [self._dataset.file(row) for row in range(first, stop)],
+            "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),
+            "at": room.at,
+            "shape": room.pixels.shape,
+            "place": place,
+            "fitted": fitted,
+            "views": room.views,
+            "names": self._dataset.ids[first:stop] if any(room.views) else [],
+        }
+        answer = child.ask(task)
+        return Decoded([(int(i), str(why)) for i, why in answer["bad"]], answer["odd"], answer["changed"])
+
+    def _one_by_one(
+        self, child: Child, first: int, stop: int, room: Room, place: int, fitted: bool
+    ) -> Decoded:
+        """Decode each image by itself; one that ends two fresh processes cannot be read."""
+        whole = Decoded()
+        for row in range(first, stop):
+            at = place + row - first
+            found = self._twice(child, row, room, at, fitted)
+            if found.odd or found.changed is not None:
+                return Decoded(odd=found.odd, changed=None if found.changed is None else row - first)
+            if found.bad:
+                room.by_view[:, at] = 0
+                whole.bad.append((row - first, found.bad[0][1]))
+        return whole
+
+    def _twice(self, child: Child, row: int, room: Room, place: int, fitted: bool) -> Decoded:
+        with contextlib.suppress(EndedError):  # another's doing, such as a kill by the system
+            return self._asked(child, row, row + 1, room, place, fitted)
+        try:
+            return self._asked(child, row, row + 1, room, place, fitted)
+        except EndedError as error:
+            why = str(error)
+        try:
+            self._asked(child, row, row, room, place, fitted)  # nothing
+        except EndedError as error:
+            raise CacheError(
+                f"The processes that decode images end by themselves: {error}.",
+                "With --decode-in threads images are decoded in this process.",
+            ) from error
+        return Decoded([(0, why)])
+
+    def close(self) -> None:
+        """End the processes."""
+        for child in self._all:
+            child.kill()
+        self._welcome.join()
+        for child in self._all:
+            child.close()
+
+    def _begin(self) -> None:
+        """Hand out each process when it is ready, or dead: whoever asks it will see."""
+        for child in self._all:
+            child.wait()
+            self._idle.put(child)
+            self._begun = True
+
+
+def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
+    """Decode what is asked for, line by line, until there is no more."""
+    start = json.loads(tasks.readline())
+    step = start["preprocess"]
+    step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
+    views = start["views"]
+    views = None if views is None else Views(**{**views, "policy": tuple(views["policy"])})
+    fitting = Fitting(Preprocess(**step), start["max_pixels"], views)
+    if views is not None:
+        augmenter(views)  # what it imports is there before the first task, and before memory is limited
+    memory = _mapped(start["handle"], start["size"])
+    limited(start["size"], start["max_pixels"])
+    answers.write(b"\n")  # ready
+    answers.flush()
+    while asked := tasks.readline():
+        try:
+            answers.write(line(asdict(_decoded(json.loads(asked), memory, fitting))))
+        except MemoryError:
+            answers.write(line({"memory": True}))
+        answers.flush()
+
+
+def _decoded(task: dict[str, Any], memory: NDArray[np.uint8], fitting: Fitting) -> Decoded:
+    files, shape, hashes = task["files"], task["shape"], bytes.fromhex(task["hashes"])
+    room = memory[task["at"] : task["at"] + int(np.prod(shape))].reshape(shape)
+    out = by_view(room, len(task["views"]))[:, task["place"] : task["place"] + len(files)]
+    each = [hashes[at : at + 16] for at in range(0, len(hashes), 16)]
+    drawn = Drawn(task["views"], task["names"])
+    return decode_into(out, partial(_file_at, files), each, fitting, task["fitted"], drawn)
+
+
+def _file_at(files: Sequence[str], place: int) -> bytes:
+    return read_file(files[place])
+
+
+def _mapped(handle: int, size: int) -> NDArray[np.uint8]:
+    import mmap
+
+    return np.frombuffer(mmap.mmap(handle, size), dtype=np.uint8)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; this process ends with its pipe
+    serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -14,13 +14,15 @@ from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
 from featcache.training import compare as comparison
 from featcache.training import evaluate as evaluation
-from featcache.training import fit, runs
+from featcache.training import fit, networks, runs
 from featcache.training import sweep as sweeping
 from featcache.training.grid import Range
 from featcache.training.subsets import sizes_of
 
 if TYPE_CHECKING:
+    from featcache.finetuning.predictor import NetworkPredictor
     from featcache.inference.predictor import Predictor
+    from featcache.whole import Finetuned
 
 PathLike = str | os.PathLike[str]
 
@@ -125,6 +127,41 @@ def train_head(
     return fit.train(opened, training)
 
 
+def finetune(
+    dataset: str | None = None,
+    network: str | None = None,
+    *,
+    from_run: str | None = None,
+    weights: PathLike | None = None,
+    device: str = "auto",
+    workers: int | None = None,
+    keep_checkpoints: int = 0,
+    data_dir: PathLike = "data",
+    features_dir: PathLike = "features",
+    progress: Progress = silent,
+    **options: Any,
+) -> Finetuned:
+    """Train a whole network, store the run beside those of heads, and return it: `.record` and `.folder`.
+
+    `network` is a backbone or one of the small networks; `from_run` starts with the backbone and the head of
+    a run, on its data set; `weights` says where they come from, "scratch" draws them. `options` are the
+    fields of `featcache.finetuning.options.Finetuning`, such as `train="last-block", lr=1e-4, epochs=5`.
+
+    Raises:
+        FeatcacheError: see its subclasses in `featcache.errors`.
+    """
+    from featcache import whole
+    from featcache.finetuning.options import Place
+
+    named = {"dataset": dataset, "network": network}
+    if from_run is None and weights is not None:
+        named["weights"] = os.fspath(weights)
+    given = {**options, **{name: value for name, value in named.items() if value is not None}}
+    place = Place(Path(features_dir), Path(data_dir), device, workers, keep_checkpoints)
+    asked = whole.Asked(given, from_run, None if from_run is None or weights is None else os.fspath(weights))
+    return whole.finetune(asked, place, whole.Watch(progress=progress))
+
+
 def sweep(
     cache: Cache | str,
     head: str = "mlp",
@@ -186,7 +223,12 @@ def evaluate(run: str, *, features_dir: PathLike = "features") -> dict[str, Any]
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    return evaluation.evaluate(runs.find_run(Path(features_dir), run))
+    folder = runs.find_run(Path(features_dir), run)
+    if networks.is_network(folder):
+        from featcache import whole
+
+        return whole.evaluate(folder)
+    return evaluation.evaluate(folder)
 
 
 def predictor(
@@ -196,7 +238,7 @@ def predictor(
     device: str = "auto",
     features_dir: PathLike = "features",
     progress: Callable[[int, int], None] | None = None,
-) -> Predictor:
+) -> Predictor | NetworkPredictor:
     """Rebuild backbone and head of a run for new images: `predictor(run)(images)` gives probabilities (N, C).
 
     Args:
@@ -212,6 +254,10 @@ def predictor(
     from featcache.inference.predictor import Predictor
 
     folder = runs.find_run(Path(features_dir), run)
+    if networks.is_network(folder):
+        from featcache import whole
+
+        return whole.predictor(folder, device)
     record = runs.read_run(folder)
     head = runs.read_file(folder, record, runs.HEAD)
     where = None if weights is None else os.fspath(weights)

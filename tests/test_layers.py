@@ -18,7 +18,10 @@ MAY_IMPORT = {
     "extraction": {"images", "store", "backbones"},
     "training": {"store", "heads"},
     "inference": {"images", "store", "backbones", "heads"},
-    "api": {"extraction", "training", "inference", "store"},
+    "networks": set(),
+    "finetuning": {"images", "store", "backbones", "heads", "networks"},
+    "whole": {"training", "finetuning", "store", "heads"},
+    "api": {"extraction", "training", "inference", "finetuning", "whole", "store"},
     "commands": {"api", "inference", "extraction", "training", "store", "images", "backbones", "heads"},
 }
 # What whole packages never load, wherever the import stands.

@@ -11,7 +11,7 @@ from featcache import metrics
 from featcache.errors import OptionError, RunError
 from featcache.finetuning import fit
 from featcache.finetuning.job import Job, Start, prepare, whole_path
-from featcache.finetuning.options import SCRATCH, Finetuning, Place
+from featcache.finetuning.options import Finetuning, Place
 from featcache.finetuning.predicting import test
 from featcache.finetuning.predictor import NetworkPredictor
 from featcache.finetuning.running import devices_of, require_lightning
@@ -62,9 +62,8 @@ def finetune(asked: Asked, place: Place, watch: Watch = Watch()) -> Finetuned:
     options = replace(options, dataset=whole_path(options.dataset))
     job = _job(options, place, start, watch)
     roster = job.roster(place)
-    kind = SCRATCH if job.weights is None else "finetuned"
     kept = {**options.to_dict(), "weights_at": asked.weights}
-    folder = networks.begin(roster, kind, kept, place.keep_checkpoints)
+    folder = networks.begin(roster, job.kind, kept, place.keep_checkpoints)
     if place.keep_checkpoints:
         watch.keeps(folder.name)
     return _trained(job, place, roster, folder, watch, None)

@@ -22,7 +22,18 @@ MAY_IMPORT = {
     "finetuning": {"images", "store", "backbones", "heads", "networks"},
     "whole": {"training", "finetuning", "store", "heads"},
     "api": {"extraction", "training", "inference", "finetuning", "whole", "store"},
-    "commands": {"api", "inference", "extraction", "training", "store", "images", "backbones", "heads"},
+    "commands": {
+        "api",
+        "extraction",
+        "finetuning",
+        "inference",
+        "training",
+        "whole",
+        "store",
+        "images",
+        "backbones",
+        "heads",
+    },
 }
 # What whole packages never load, wherever the import stands.
 NEVER = {

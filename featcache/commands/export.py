@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from featcache.commands import options
 from featcache.commands.output import progress_bar, say, show, show_json, size
 from featcache.errors import RunError
+
+if TYPE_CHECKING:
+    from featcache.inference.predictor import Predictor
 
 
 @click.command(short_help="Write backbone and head as one model: ONNX, torch.export, TorchScript.")

@@ -106,6 +106,21 @@ KEYS: dict[str, dict[str, str]] = {
         "test_accuracy_sd": "as val_accuracy_sd",
         "configurations": "all configurations at this size, the best first",
     },
+    "finetune": {
+        "run": "the run's id",
+        "head": "finetuned, or scratch where the weights were drawn",
+        "backbone": "the network",
+        "cache": "name of the folder that the run is in",
+        **{name: _RUN[name] for name in ("val", "test")},
+        "best_epoch": "1-based; 0 where none was better than the run it started from",
+        "epochs": "epochs trained",
+        "train_rows": _RUN["train_rows"],
+        "fit_seconds": "time of all epochs, validation included",
+        "costs": "seconds, rows, memory, parameters and bytes",
+        "network": "layout, preprocess, weights (null where drawn), before (val_loss and val_accuracy before "
+        "the first step, null unless --from-run) and devices",
+        "params": "all options",
+    },
     "evaluate": {
         **_RUN,
         "val": "metrics on the validation split and `per_class` (class, precision, recall, f1, support), "

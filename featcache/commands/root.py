@@ -19,6 +19,7 @@ COMMANDS = {
     "extract": "extract:extract",
     "train-head": "train:train_head",
     "sweep": "sweep:sweep",
+    "finetune": "finetune:finetune",
     "evaluate": "train:evaluate",
     "predict": "predict:predict",
     "export": "export:export",
@@ -36,6 +37,7 @@ _AFTER_A_STOP = {
     "extract": "What was committed is kept: the same command goes on from there.",
     "verify": "What was committed is kept: the same command goes on from there.",
     "sweep": "The runs that were finished are kept: the same command trains those that are missing.",
+    "finetune": "The run goes on from its last epoch with: featcache finetune --resume RUN.",
     "train-head": "Nothing was stored, unless the run kept checkpoints: then --resume RUN goes on with it.",
 }
 

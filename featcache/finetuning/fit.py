@@ -15,7 +15,7 @@ from featcache.finetuning import blocks, images
 from featcache.finetuning.augment import Augment
 from featcache.finetuning.job import Job
 from featcache.finetuning.model import Model
-from featcache.finetuning.options import SCRATCH, Place
+from featcache.finetuning.options import Place
 from featcache.finetuning.predicting import Found, predict
 from featcache.finetuning.running import devices_of, quiet, repeatable, require_lightning, run
 from featcache.heads.state import EpochReport, LayerRow, TrainingState
@@ -155,7 +155,7 @@ def _facts(
         "backbone": job.layout.network,
         "node": job.layout.node or "",
         "columns": job.layout.sizes[0] if job.layout.sizes else None,
-        "head": SCRATCH if weights is None else "finetuned",
+        "head": job.kind,
         "params": asked.params(),
         "split": asked.split(),
         "subset": None,

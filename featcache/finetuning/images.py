@@ -45,9 +45,7 @@ class Images(Dataset[Any]):
         return pixels, int(self.source.labels[row]), ""
 
 
-def loader(
-    images: Images, batches: list[list[tuple[int, int]]], workers: int, pin: bool
-) -> DataLoader[Any]:
+def loader(images: Images, batches: list[list[tuple[int, int]]], workers: int, pin: bool) -> DataLoader[Any]:
     """Return a loader of these batches, in order; `workers` processes decode, none: the one that calls."""
     # A generator of its own: the loader would draw from torch's, which dropout draws from.
     generator = torch.Generator().manual_seed(0)

@@ -59,6 +59,12 @@ class Job:
     weights: Weights | None  # None: drawn from the seed
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def kind(self) -> str:
+        """What the run is called: "finetuned", or "scratch" where the weights were drawn."""
+        drawn = self.weights is None or self.weights.name.startswith("random:")
+        return SCRATCH if drawn and self.asked.from_run is None else "finetuned"
+
     def rows(self, split: str) -> NDArray[np.int64]:
         """Return the rows of a split, rising."""
         asked = self.asked
@@ -114,8 +120,9 @@ def prepare(asked: Finetuning, place: Place, start: Start | None, progress: Prog
     job = (
         _from_run(asked, dataset, plan, start, progress) if start else _fresh(asked, dataset, plan, progress)
     )
-    if len(job.rows("train")) < 2:
-        raise DatasetError(f"{dataset.name} has fewer than 2 training images.", "Fine-tuning needs more.")
+    least = 2 * len(place.device.split(","))
+    if len(job.rows("train")) < least:
+        raise DatasetError(f"{dataset.name} has fewer than {least} training images: too few to train on.")
     if asked.test and not len(job.rows("test")):
         raise OptionError(f"{dataset.name} has no test split.", "Train without --test.")
     return job

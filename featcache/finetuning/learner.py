@@ -29,6 +29,16 @@ from featcache.finetuning.state import array, copied, load, load_optimizer, part
 from featcache.heads.state import FORMAT, EpochReport, LayerRow, TrainingState
 from featcache.stopping import EarlyStopping
 
+COLUMNS = (
+    "epoch",
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "seconds",
+    "lr",
+)  # of the history
+
 
 @dataclass(frozen=True)
 class Data:
@@ -81,7 +91,7 @@ class Learner(pl.LightningModule):
         self._resumed, self._epochs_before = state, state.epoch
         load(self.model, part(state.tensors, "network."))
         self.best = part(state.tensors, "best.")
-        self.history = [dict(row) for row in state.meta["history"]]
+        self.history = [{name: row[name] for name in COLUMNS} for row in state.meta["history"]]
         kept = state.meta["stopping"]
         self.stopping.best = -math.inf if kept["best"] is None else kept["best"]
         self.stopping.best_epoch, self.stopping.waited = kept["best_epoch"], kept["waited"]

@@ -25,7 +25,7 @@ from featcache import whole
 from featcache.backbones import catalogue
 from featcache.commands.root import run as command
 from featcache.errors import BackboneError, DamagedError, DatasetError, OptionError, RunError
-from featcache.finetuning import blocks, running
+from featcache.finetuning import blocks, fit, running
 from featcache.finetuning.augment import Augment
 from featcache.finetuning.images import batches_of_epoch
 from featcache.finetuning.job import prepare
@@ -451,3 +451,19 @@ def test_options_survive_json() -> None:
     assert Finetuning.from_dict(json.loads(json.dumps(asked.to_dict()))) == asked
     assert asked.differences(replace(asked, epochs=3, lr=1.0)) == ["lr: 0.0001 then, 1.0 now"]
     assert os.fspath(Place().features_dir) == "features"
+
+
+def test_several_devices_share_the_rows_and_what_they_learned_comes_back(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes on the CPU stand for two GPUs: Lightning's strategy and ours are the same."""
+    for module in (fit, whole):
+        monkeypatch.setattr(module, "devices_of", lambda device: ["cpu", "cpu"])
+    with pytest.raises(OptionError, match="needs checkpoints"):
+        _train(photos, tmp_path, epochs=2)
+    done = _train(photos, tmp_path, keep=1, epochs=2, lr=0.01)
+    assert done.record["epochs"] == 2 and done.record["network"]["devices"] == ["cpu", "cpu"]
+    history = (done.folder / runs.HISTORY).read_text().splitlines()
+    best = history[done.record["best_epoch"]].split(",")
+    assert float(best[3]) == pytest.approx(done.record["val"]["log_loss"], abs=1e-5)
+    assert _weights(done) == _weights(_train(photos, tmp_path / "again", keep=1, epochs=2, lr=0.01))

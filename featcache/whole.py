@@ -10,12 +10,13 @@ from typing import Any
 from featcache import metrics
 from featcache.errors import OptionError, RunError
 from featcache.finetuning import fit
-from featcache.finetuning.job import Job, Start, prepare, whole_path
+from featcache.finetuning.job import Job, Start, open_dataset, prepare, whole_path
 from featcache.finetuning.options import Finetuning, Place
 from featcache.finetuning.predicting import test
 from featcache.finetuning.predictor import NetworkPredictor
 from featcache.finetuning.running import devices_of, require_lightning
 from featcache.heads.state import EpochReport, LayerRow, TrainingState
+from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.roster import Roster
@@ -67,6 +68,29 @@ def finetune(asked: Asked, place: Place, watch: Watch = Watch()) -> Finetuned:
     if place.keep_checkpoints:
         watch.keeps(folder.name)
     return _trained(job, place, roster, folder, watch, None)
+
+
+def finetune_once(asked: Asked, place: Place, watch: Watch = Watch()) -> tuple[Finetuned, bool]:
+    """Return the run that was asked for, and whether it was there already.
+
+    One that was interrupted is gone on with. The test split is evaluated where there is one.
+
+    Raises:
+        FeatcacheError: as `finetune`.
+    """
+    _, fixed = _start(asked, place)
+    options = Finetuning(**{**asked.given, **fixed, "test": False})
+    options = replace(options, dataset=whole_path(options.dataset))
+    dataset = open_dataset(options, place, watch.progress)
+    options = replace(options, test=bool((dataset.splits == SPLITS.index("test")).any()))
+    home = Roster.path_of(place.features_dir, dataset.name, dataset.fingerprint)
+    if (folder := networks.find_like(home, options.to_dict(), finished=True)) is not None:
+        return Finetuned(runs.read_run(folder), folder), True
+    if (folder := networks.find_like(home, options.to_dict(), finished=False)) is not None:
+        return resume(folder.name, place, watch), False
+    return finetune(
+        Asked({**asked.given, "test": options.test}, asked.from_run, asked.weights), place, watch
+    ), False
 
 
 def resume(name: str, place: Place, watch: Watch = Watch(), epochs: int | None = None) -> Finetuned:

@@ -20,10 +20,12 @@ MAY_IMPORT = {
     "inference": {"images", "store", "backbones", "heads"},
     "networks": set(),
     "finetuning": {"images", "store", "backbones", "heads", "networks"},
-    "whole": {"training", "finetuning", "store", "heads"},
+    "whole": {"training", "finetuning", "store", "heads", "images"},
+    "studies": {"api", "whole", "finetuning", "store"},
     "api": {"extraction", "training", "inference", "finetuning", "whole", "store"},
     "commands": {
         "api",
+        "studies",
         "extraction",
         "finetuning",
         "inference",

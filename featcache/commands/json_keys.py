@@ -165,6 +165,24 @@ KEYS: dict[str, dict[str, str]] = {
         "one alone got right), p (McNemar), p_holm, better (a run, or null) and verdict, a sentence",
         "notes": "what to keep in mind",
     },
+    "study": {
+        "study": "its name",
+        "dataset": "the data set it ran on",
+        "changes": "what was another way than the file has it, in words; empty: the figures can be compared",
+        "systems": "a list in the file's order, each with the keys below",
+    },
+    "a system of study": {
+        "system": "its name",
+        "run": "the id of its run",
+        "found": "whether it was there already",
+        "ours": "accuracy, log_loss, macro_precision, macro_recall, macro_f1 (of the test split, or of the "
+        "validation split without one), fit_seconds, gpu_gb; null where unknown",
+        "study": "the study's own figures under the same names, those that it reports",
+        "split": "of which split ours are",
+        "val_accuracy": "on the validation split",
+        "curve": "a list, one a size, with size, trials, val_accuracy and test_accuracy (means over the "
+        "trials) and their sample standard deviations; empty without a curve",
+    },
     "ls": {"caches": "a list, each with cache, rows, columns, size, state"},
     "ls --datasets": {"datasets": "a list, each with name and about"},
     "info": {

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "export:export",
     "runs": "runs:runs",
     "compare": "compare:compare",
+    "study": "study:study",
     "ls": "caches:ls",
     "info": "caches:info",
     "verify": "verify:verify",
@@ -37,6 +38,7 @@ _AFTER_A_STOP = {
     "extract": "What was committed is kept: the same command goes on from there.",
     "verify": "What was committed is kept: the same command goes on from there.",
     "sweep": "The runs that were finished are kept: the same command trains those that are missing.",
+    "study": "The systems that were finished are kept: the same command goes on from there.",
     "finetune": "The run goes on from its last epoch with: featcache finetune --resume RUN.",
     "train-head": "Nothing was stored, unless the run kept checkpoints: then --resume RUN goes on with it.",
 }

@@ -61,7 +61,7 @@ class Roster:
             SpaceError, CacheError: it cannot be written.
         """
         key = _key(dataset["fingerprint"])
-        path = features_dir / records.folder_name(dataset["name"], NAME, key)
+        path = cls.path_of(features_dir, dataset["name"], dataset["fingerprint"])
         atomic.make_folder(path)
         if not (path / records.ROSTER).exists():
             data = plan.to_bytes()
@@ -73,6 +73,11 @@ class Roster:
         if found.key != key:
             raise CacheError(f"{path} holds the rows of another data set.", _MEND)
         return found
+
+    @staticmethod
+    def path_of(features_dir: Path, name: str, fingerprint: str) -> Path:
+        """Return the folder that the roster of a data set has, whether it is there or not."""
+        return features_dir / records.folder_name(name, NAME, _key(fingerprint))
 
     @property
     def name(self) -> str:

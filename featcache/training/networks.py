@@ -63,6 +63,22 @@ def begun(features_dir: Path, name: str) -> tuple[Path, dict[str, Any], Training
     return folder, options, checkpoints.latest(folder)
 
 
+def find_like(home: Path, options: Mapping[str, Any], finished: bool) -> Path | None:
+    """Return a run in a roster's folder that was asked for with these options: one that is done, or is not.
+
+    Both are known by what they kept of what was asked for; a run without checkpoints is not found.
+    """
+    for path in sorted((home / records.HEADS).glob(f"*/{CONFIG}")):
+        try:
+            there = records.read(path)[_KEY]
+        except (CacheError, KeyError):
+            continue
+        alike = all(there.get(name) == value for name, value in options.items())
+        if alike and is_finished(path.parent) == finished:
+            return path.parent
+    return None
+
+
 def is_finished(folder: Path) -> bool:
     """Return whether a run is whole."""
     return (folder / runs.RUN).exists()

@@ -10,7 +10,7 @@ from typing import Any
 from featcache import metrics
 from featcache.errors import OptionError, RunError
 from featcache.finetuning import fit
-from featcache.finetuning.job import Job, Start, open_dataset, prepare, whole_path
+from featcache.finetuning.job import Job, Start, open_dataset, prepare, whole_places
 from featcache.finetuning.options import Finetuning, Place
 from featcache.finetuning.predicting import test
 from featcache.finetuning.predictor import NetworkPredictor
@@ -60,7 +60,7 @@ def finetune(asked: Asked, place: Place, watch: Watch = Watch()) -> Finetuned:
     require_lightning()
     start, fixed = _start(asked, place)
     options = Finetuning(**{**asked.given, **fixed})
-    options = replace(options, dataset=whole_path(options.dataset))
+    options = whole_places(options)
     job = _job(options, place, start, watch)
     roster = job.roster(place)
     kept = {**options.to_dict(), "weights_at": asked.weights}
@@ -80,7 +80,7 @@ def finetune_once(asked: Asked, place: Place, watch: Watch = Watch()) -> tuple[F
     """
     _, fixed = _start(asked, place)
     options = Finetuning(**{**asked.given, **fixed, "test": False})
-    options = replace(options, dataset=whole_path(options.dataset))
+    options = whole_places(options)
     dataset = open_dataset(options, place, watch.progress)
     options = replace(options, test=bool((dataset.splits == SPLITS.index("test")).any()))
     home = Roster.path_of(place.features_dir, dataset.name, dataset.fingerprint)

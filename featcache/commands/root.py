@@ -39,7 +39,7 @@ _AFTER_A_STOP = {
     "verify": "What was committed is kept: the same command goes on from there.",
     "sweep": "The runs that were finished are kept: the same command trains those that are missing.",
     "study": "The systems that were finished are kept: the same command goes on from there.",
-    "finetune": "The run goes on from its last epoch with: featcache finetune --resume RUN.",
+    "finetune": "A run that kept checkpoints goes on from its last epoch: featcache finetune --resume RUN.",
     "train-head": "Nothing was stored, unless the run kept checkpoints: then --resume RUN goes on with it.",
 }
 

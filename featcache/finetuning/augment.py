@@ -1,7 +1,7 @@
 """Augmentation of training images, drawn anew in every epoch from (seed, epoch, row) alone.
 
 The policies are those of torchvision.transforms.v2, on images already fitted to the network's input:
-flip: mirrored with probability .5 · crop: padded by an eighth, mirrored at the border, and cropped back
+flip: mirrored with probability .5 · crop: a region of half to all of the area, 3:4 to 4:3, resized back
 · jitter: brightness, contrast and saturation times .6 to 1.4, hue ± .1 · autoaugment: Cubuk et al. (CVPR
 2019), the policy learned on ImageNet · randaugment: Cubuk et al. (2020), two operations of magnitude 9
 · trivialaugment: Müller and Hutter (ICCV 2021), the wide space. Several are applied in the order given.
@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 _POLICIES: dict[str, Callable[[int], Any]] = {
     "flip": lambda size: v2.RandomHorizontalFlip(),
-    "crop": lambda size: v2.RandomCrop(size, padding=max(1, size // 8), padding_mode="reflect"),
+    "crop": lambda size: v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True),
     "jitter": lambda size: v2.ColorJitter(0.4, 0.4, 0.4, 0.1),
     "autoaugment": lambda size: v2.AutoAugment(),
     "randaugment": lambda size: v2.RandAugment(),

@@ -117,7 +117,7 @@ def _learner(
     plain = images.Images(job.dataset, job.preprocess, asked.max_pixels, None)
     drawn = images.Images(job.dataset, job.preprocess, asked.max_pixels, augment)
     data = Data(drawn, plain, job.rows("train"), job.rows("val"), workers)
-    learner = Learner(model, frozen, asked, data, rows, watch.epoch)
+    learner = Learner(model, frozen, asked, data, rows, watch.epoch, watch.progress)
     initial = None
     if asked.from_run is not None and len(data.val_rows):
         # A GPU that this process has used cannot be used by those that it forks.

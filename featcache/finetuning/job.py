@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.backbones import catalogue, pixels, weights
+from featcache.backbones import catalogue, pixels, statefile, weights
 from featcache.backbones.preprocess import Statistics, dataset_statistics, fit, resolve_preprocess
 from featcache.errors import BackboneError, DatasetError, HeadError, OptionError, unknown
 from featcache.finetuning.model import (
@@ -103,6 +103,14 @@ def whole_path(dataset: str) -> str:
     return f"{kind}:{Path(path).expanduser().resolve()}" if path else dataset
 
 
+def whole_places(asked: Finetuning) -> Finetuning:
+    """Return the options with whole paths, so that data and weights are found from anywhere."""
+    weights_at = asked.weights
+    if weights_at.endswith(statefile.SUFFIXES):
+        weights_at = str(Path(weights_at).expanduser().resolve())
+    return replace(asked, dataset=whole_path(asked.dataset), weights=weights_at)
+
+
 def prepare(asked: Finetuning, place: Place, start: Start | None, progress: Progress) -> Job:
     """Open the data set and put the model together.
 
@@ -190,6 +198,7 @@ def _fresh(asked: Finetuning, dataset: Dataset, plan: Plan, progress: Progress) 
         )
         network = weights.assemble(asked.network, state)
     node = scoring_node(asked.network, network)
+    weights.check_layers(choice, [] if drawn else [node.name])
     columns = columns_of(network, node, step.crop)
     sizes = (columns, *asked.hidden, len(dataset.classes))
     channels = asked.channels or 3

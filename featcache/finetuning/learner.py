@@ -27,6 +27,7 @@ from featcache.finetuning.model import Model
 from featcache.finetuning.options import Finetuning
 from featcache.finetuning.state import array, copied, load, load_optimizer, part, plain, schedule
 from featcache.heads.state import FORMAT, EpochReport, LayerRow, TrainingState
+from featcache.progress import Progress, silent
 from featcache.stopping import EarlyStopping
 
 COLUMNS = (
@@ -61,6 +62,7 @@ class Learner(pl.LightningModule):
         data: see there.
         layers: the table of layers, for reports.
         tell: told of every epoch, in the process that counts.
+        progress: told of the images of each epoch, where there is one process.
     """
 
     def __init__(
@@ -71,10 +73,11 @@ class Learner(pl.LightningModule):
         data: Data,
         layers: list[LayerRow],
         tell: Callable[[EpochReport], None],
+        progress: Progress = silent,
     ) -> None:
         super().__init__()
         self.model, self.asked, self.data = model, asked, data
-        self._frozen, self._layers, self._tell = frozen, layers, tell
+        self._frozen, self._layers, self._tell, self._progress = frozen, layers, tell, progress
         self.stopping = EarlyStopping(asked.monitor, asked.patience, asked.min_delta)
         self.history: list[dict[str, Any]] = []
         self.best = copied(model)
@@ -185,6 +188,9 @@ class Learner(pl.LightningModule):
         scores, labels = self._scores(batch)
         loss = cross_entropy(scores, labels)
         self._sums += _sums(loss.detach() * len(labels), scores.detach(), labels).to(self._sums)
+        if self.trainer.world_size == 1:
+            rows = len(self.data.train_rows)
+            self._progress("train", min((number + 1) * self.asked.batch_size, rows), rows)
         return loss
 
     def on_validation_epoch_start(self) -> None:

@@ -62,7 +62,7 @@ class Roster:
         """
         key = _key(dataset["fingerprint"])
         path = cls.path_of(features_dir, dataset["name"], dataset["fingerprint"])
-        atomic.make_folder(path)
+        atomic.make_folder(path / records.HEADS)
         if not (path / records.ROSTER).exists():
             data = plan.to_bytes()
             atomic.write(path / records.PLAN, data)

@@ -98,6 +98,7 @@ def store(
         SpaceError, CacheError: it cannot be written.
     """
     whole: dict[str, Any] = {"run": folder.name, "cache": roster.name, "key": roster.key, "cv": None, **facts}
+    whole["classes"] = list(roster.classes)
     whole |= {"val": None, "test": None}
     arrays: dict[str, NDArray[Any]] = {}
     for prediction in found:

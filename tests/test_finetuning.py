@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import nn
 
 import featcache
@@ -27,12 +28,14 @@ from featcache.commands.root import run as command
 from featcache.errors import BackboneError, DamagedError, DatasetError, OptionError, RunError
 from featcache.finetuning import blocks, fit, running
 from featcache.finetuning.augment import Augment
-from featcache.finetuning.images import batches_of_epoch
+from featcache.finetuning.images import Images, Intake, batches_of_epoch
 from featcache.finetuning.job import prepare
 from featcache.finetuning.model import Layout, assemble, columns_of, scoring_node, sum_channels
 from featcache.finetuning.options import AUGMENTATIONS, Finetuning, Place
 from featcache.finetuning.predicting import predict
+from featcache.images.catalogue import open_source
 from featcache.progress import silent
+from featcache.recipe import Preprocess
 from featcache.training import compare, networks, runs
 from featcache.training.ledger import Ledger
 from tests.kit_images import make_folder
@@ -419,14 +422,30 @@ def test_summed_channels_see_a_grey_image_as_three_equal_ones_were_seen() -> Non
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_augmentation_depends_on_seed_epoch_and_row_alone(name: str) -> None:
-    image = torch.randint(256, (24, 24, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    change = Augment([name], 24, seed=3)
+    image = np.random.default_rng(0).integers(0, 256, (24, 30, 3), dtype=np.uint8)
+    change = Augment([name], seed=3)
     drawn = [change(image, epoch, row) for epoch in (1, 2) for row in range(8)]
     torch.rand(3)
     again = [change(image, epoch, row) for epoch in (1, 2) for row in range(8)]
-    assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
-    assert all(each.shape == image.shape and each.dtype == torch.uint8 for each in drawn)
-    assert len({each.numpy().tobytes() for each in drawn}) > 1
+    assert all(np.array_equal(a, b) for a, b in zip(drawn, again, strict=True))
+    assert all(each.dtype == np.uint8 and (name == "crop" or each.shape == image.shape) for each in drawn)
+    assert len({each.tobytes() for each in drawn}) > 1
+
+
+def test_small_images_that_travel_as_they_are_become_the_same_input(tmp_path: Path) -> None:
+    folder = tmp_path / "tiny" / "train" / "a"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        Image.fromarray(rng.integers(0, 256, (20, 28, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    source = open_source(f"folder:{tmp_path / 'tiny'}", tmp_path).open()
+    for mode in ("auto", "weights"):
+        step = Preprocess(mode, 40, 32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4))
+        here, away = (Images(source, step, 10**6, None, device) for device in ("cpu", "cuda:0"))
+        fitted, raw = (each.collate([each[row, 0] for row in range(4)])[0] for each in (here, away))
+        assert fitted.shape == (4, 32, 32, 3) and raw.shape == (4, 20, 28, 3)
+        intake = Intake(step, "cpu")
+        assert torch.equal(intake(fitted), intake(raw))
 
 
 @given(st.integers(6, 70), st.integers(2, 17), st.integers(0, 5), st.integers(1, 3))

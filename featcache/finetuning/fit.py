@@ -113,9 +113,9 @@ def _learner(
     rows = blocks.layer_rows((("body", model.body), ("head", model.head)))
     watch.layers(rows)
     workers = _workers(place, devices)
-    augment = Augment(asked.augment, job.preprocess.crop, asked.seed) if asked.augment else None
-    plain = images.Images(job.dataset, job.preprocess, asked.max_pixels, None)
-    drawn = images.Images(job.dataset, job.preprocess, asked.max_pixels, augment)
+    augment = Augment(asked.augment, asked.seed) if asked.augment else None
+    plain = images.Images(job.dataset, job.preprocess, asked.max_pixels, None, devices[0])
+    drawn = images.Images(job.dataset, job.preprocess, asked.max_pixels, augment, devices[0])
     data = Data(drawn, plain, job.rows("train"), job.rows("val"), workers)
     learner = Learner(model, frozen, asked, data, rows, watch.epoch, watch.progress)
     initial = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from featcache.backbones.preprocess import fit, writable
+from featcache.backbones.fitting import fit_what_can
+from featcache.backbones.preprocess import Normalise, writable
+from featcache.backbones.resize import resizer
+from featcache.backbones.resize_plan import is_pillows
 from featcache.errors import BadImageError, DatasetError
 from featcache.finetuning.augment import Augment, draw
 from featcache.images.dataset import Dataset as Source
@@ -18,38 +22,82 @@ from featcache.recipe import Preprocess
 
 Batch = tuple[Tensor, Tensor, list[str]]
 """Pixels uint8 (B, S, S, 3), labels int64 (B,), and of each image why it cannot be read, else ""."""
+Item = tuple[NDArray[np.uint8], int, str]
+"""An image uint8 (H, W, 3), its label, and why it cannot be read, else ""."""
 
 
 class Images(Dataset[Any]):
-    """Fitted images by (row of the data set, epoch); epoch 0 means as they are."""
+    """Decoded and augmented images by (row of the data set, epoch); epoch 0 means as they are.
+
+    Args:
+        source: the data set.
+        preprocess: how images are fitted to the network's input.
+        max_pixels: larger images count as unreadable.
+        augment: None for images as they are.
+        device: where they go: to a GPU small images of one size travel as they are, and are fitted there.
+    """
 
     def __init__(
-        self, source: Source, preprocess: Preprocess, max_pixels: int, augment: Augment | None
+        self,
+        source: Source,
+        preprocess: Preprocess,
+        max_pixels: int,
+        augment: Augment | None,
+        device: str = "cpu",
     ) -> None:
         self.source, self.preprocess, self.max_pixels, self.augment = source, preprocess, max_pixels, augment
+        self._ships = device != "cpu" and is_pillows(preprocess.interpolation)
 
-    def __getitem__(self, which: tuple[int, int]) -> tuple[Tensor, int, str]:
+    def __getitem__(self, which: tuple[int, int]) -> Item:
         row, epoch = which
-        size = self.preprocess.crop
         try:
-            image = fit(self.source.image(row, self.max_pixels), self.preprocess)
+            image = self.source.image(row, self.max_pixels)
         except BadImageError as error:
-            return (
-                torch.zeros(size, size, 3, dtype=torch.uint8),
-                0,
-                f"{self.source.ids[row]}: {error.message}",
-            )
-        pixels = torch.from_numpy(np.ascontiguousarray(writable(image)))
+            return np.zeros((1, 1, 3), np.uint8), 0, f"{self.source.ids[row]}: {error.message}"
         if self.augment is not None and epoch:
-            pixels = self.augment(pixels, epoch, row)
-        return pixels, int(self.source.labels[row]), ""
+            image = self.augment(image, epoch, row)
+        return image, int(self.source.labels[row]), ""
+
+    def collate(self, items: Sequence[Item]) -> Batch:
+        """Return a batch of items: fitted, or as they are where they are small and of one size."""
+        images, labels, errors = (
+            [item[0] for item in items],
+            [item[1] for item in items],
+            [item[2] for item in items],
+        )
+        crop = self.preprocess.crop
+        small = images[0].shape[0] * images[0].shape[1] < crop**2
+        if self._ships and small and len({image.shape for image in images}) == 1:
+            pixels = np.stack(images)
+        else:
+            pixels = np.empty((len(images), crop, crop, 3), np.uint8)
+            for place, why in fit_what_can(images, self.preprocess, pixels):
+                errors[place] = errors[place] or f"an image that {why}"
+        return torch.from_numpy(writable(pixels)), torch.tensor(labels), errors
+
+
+class Intake:
+    """From a batch's pixels to what a network reads, on its device: fitted where they are not, normalised."""
+
+    def __init__(self, preprocess: Preprocess, device: str) -> None:
+        self._step, self._device = preprocess, device
+        self._normalise = Normalise(preprocess.mean, preprocess.std, device, torch.float32)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return float32 (B, 3, S, S) for uint8 (B, S, S, 3), or (B, H, W, 3) of smaller images."""
+        pixels = pixels.to(self._device, non_blocking=True)
+        height, width = pixels.shape[1:3]
+        if (height, width) != (self._step.crop, self._step.crop):
+            pixels = resizer((height, width), self._step, self._device)(pixels)
+        return self._normalise(pixels)
 
 
 def loader(images: Images, batches: list[list[tuple[int, int]]], workers: int, pin: bool) -> DataLoader[Any]:
     """Return a loader of these batches, in order; `workers` processes decode, none: the one that calls."""
     # A generator of its own: the loader would draw from torch's, which dropout draws from.
     generator = torch.Generator().manual_seed(0)
-    options: dict[str, Any] = {"prefetch_factor": 4} if workers else {}
+    options: dict[str, Any] = {"collate_fn": images.collate}
+    options |= {"prefetch_factor": 4} if workers else {}
     return DataLoader(
         images,
         batch_sampler=batches,

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from featcache.backbones.preprocess import Normalise
 from featcache.errors import RunError
 from featcache.finetuning import images
 from featcache.finetuning.augment import draw
@@ -159,9 +158,8 @@ class Learner(pl.LightningModule):
         return self._optimizer
 
     def on_fit_start(self) -> None:
-        """Put the constants of normalisation on the device."""
-        step = self.data.training.preprocess
-        self._normalise = Normalise(step.mean, step.std, str(self.device), torch.float32)
+        """Make what prepares images on the device."""
+        self._intake = images.Intake(self.data.training.preprocess, str(self.device))
 
     def train_dataloader(self) -> Any:
         """Return the loader of the coming epoch."""
@@ -250,7 +248,7 @@ class Learner(pl.LightningModule):
 
     def _scores(self, batch: Any) -> tuple[Tensor, Tensor]:
         pixels, labels, _ = images.checked(batch)
-        return self.model(self._normalise(pixels)), labels
+        return self.model(self._intake(pixels)), labels
 
     def _means(self, sums: Tensor) -> tuple[float, float]:
         """Return mean loss and share of hits, over all devices."""

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from featcache.backbones.preprocess import Normalise
 from featcache.errors import DatasetError
 from featcache.finetuning import images
 from featcache.finetuning.job import Job, open_dataset
@@ -41,16 +40,15 @@ def predict(
         DatasetError: an image cannot be read.
     """
     rows, asked = job.rows(split), job.asked
-    source = images.Images(job.dataset, job.preprocess, asked.max_pixels, None)
-    step = job.preprocess
-    normalise = Normalise(step.mean, step.std, device, torch.float32)
+    source = images.Images(job.dataset, job.preprocess, asked.max_pixels, None, device)
+    intake = images.Intake(job.preprocess, device)
     proba = np.empty((len(rows), job.layout.classes), np.float32)
     begin, done = time.perf_counter(), 0
     model = model.to(device).eval()
     with torch.inference_mode():
         for batch in images.loader(source, images.plain_batches(rows, asked.batch_size), workers, False):
             pixels, _, _ = images.checked(batch)
-            found = torch.softmax(model(normalise(pixels)).float(), dim=1).cpu().numpy()
+            found = torch.softmax(model(intake(pixels)).float(), dim=1).cpu().numpy()
             proba[done : done + len(found)] = found
             done += len(found)
             progress(f"predict {split}", done, len(rows))

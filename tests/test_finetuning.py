@@ -99,8 +99,7 @@ def test_before_its_first_step_a_network_predicts_what_the_cached_run_did(cached
 
 
 def test_fine_tuning_from_a_run_is_compared_with_it_row_by_row(cached: Path) -> None:
-    place = Place(cached, device="cpu", keep_checkpoints=0)
-    done = whole.finetune(whole.Asked({"epochs": 2, "lr": 1e-5, "test": True}, from_run="mlp"), place)
+    done = featcache.finetune(from_run="mlp", epochs=2, lr=1e-5, test=True, device="cpu", features_dir=cached)
     start = runs.find_run(cached, "mlp")
     before = runs.read_run(start)
     assert done.record["head"] == "finetuned" and done.record["params"]["from_run"] == start.name

@@ -212,6 +212,34 @@ def test_an_image_that_cannot_be_read_is_named(photos: Path, tmp_path: Path) -> 
     assert not list(runs.all_runs(tmp_path / "features"))
 
 
+def test_an_image_that_changes_while_a_network_trains_is_named(photos: Path, tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "photos", train=4, test=1)
+
+    def change(report: Any) -> None:
+        Image.new("RGB", (30, 30)).save(folder / "train" / "cat" / "002.png")
+
+    asked = whole.Asked({"dataset": f"folder:{folder}", **SMALL, "val_fraction": 0.0})
+    place = Place(tmp_path / "features", device="cpu", keep_checkpoints=0)
+    with pytest.raises(DatasetError, match=r"cat/002\.png: it changed since the training began"):
+        whole.finetune(asked, place, whole.Watch(epoch=change))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_on_a_gpu_equal_options_give_equal_weights(photos: Path, tmp_path: Path, precision: str) -> None:
+    options = {
+        "network": "resnet18",
+        "weights": "random:0",
+        "image_size": 96,
+        "augment": ("flip",),
+        "epochs": 2,
+    }
+    asked = whole.Asked({"dataset": f"folder:{photos}", **SMALL, **options, "precision": precision})
+    done = [whole.finetune(asked, Place(tmp_path / name, device="cuda", keep_checkpoints=0)) for name in "ab"]
+    assert _weights(done[0]) == _weights(done[1])
+    assert done[0].record["costs"]["peak_gpu_bytes"] > 0
+
+
 # --- stopped and gone on with ---
 
 

@@ -37,7 +37,7 @@ class Names(click.ParamType[Any]):
               help="A backbone, or small-cnn, simple-resnet, inception-resnet.")  # fmt: skip
 @click.option("--dataset", default="cifar10", show_default=True, metavar="NAME|folder:DIR|csv:FILE")
 @click.option("--weights", metavar="DEFAULT|NAME|PATH|random:SEED|scratch",
-              help="Scratch draws them from --seed [default: the official ones].")  # fmt: skip
+              help="With --from-run: where its weights are now [default: official ones].")  # fmt: skip
 @click.option("--from-run", metavar="RUN",
               help="Start with the backbone and the head of a run, on its data set and split.")  # fmt: skip
 @click.option("--train", default="all", show_default=True, type=click.Choice(known.TRAIN),

@@ -18,6 +18,8 @@ from featcache.backbones.resize_plan import is_pillows
 from featcache.errors import BadImageError, DatasetError
 from featcache.finetuning.augment import Augment, draw
 from featcache.images.dataset import Dataset as Source
+from featcache.images.dataset import content_hash
+from featcache.images.decode import decode
 from featcache.recipe import Preprocess
 
 Batch = tuple[Tensor, Tensor, list[str]]
@@ -51,7 +53,10 @@ class Images(Dataset[Any]):
     def __getitem__(self, which: tuple[int, int]) -> Item:
         row, epoch = which
         try:
-            image = self.source.image(row, self.max_pixels)
+            data = self.source.raw(row)
+            if content_hash(data) != self.source.content_hashes[row].tobytes():
+                raise BadImageError("it changed since the training began")
+            image = decode(data, self.max_pixels)
         except BadImageError as error:
             return np.zeros((1, 1, 3), np.uint8), 0, f"{self.source.ids[row]}: {error.message}"
         if self.augment is not None and epoch:

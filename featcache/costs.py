@@ -65,6 +65,11 @@ class Costs:
         """Return all fields as JSON values."""
         return asdict(self)
 
+    def told(self) -> dict[str, Any]:
+        """Return all fields and what follows from them, as JSON values."""
+        derived = ("predict_seconds_per_1000", "images_per_second", "fit_images_per_second")
+        return {**self.to_record(), **{name: getattr(self, name) for name in derived}}
+
     @classmethod
     def from_record(cls, record: Any) -> Self:
         """Return what a record holds; what is missing, or not what it must be, is unknown."""

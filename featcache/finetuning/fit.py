@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from featcache.backbones.devices import check_precision
-from featcache.costs import Meter
+from featcache.costs import Costs, Meter
 from featcache.finetuning import blocks, images
 from featcache.finetuning.augment import Augment
 from featcache.finetuning.job import Job
@@ -73,33 +73,51 @@ def train(job: Job, place: Place, watch: Watch = Watch(), state: TrainingState |
     check_precision(asked.precision, devices[0])
     with quiet(), repeatable(asked.precision, devices), Meter() as meter:
         learner, initial = _learner(job, place, devices, watch, state)
-        rows = len(learner.data.train_rows)
-        before = list(learner.history)
-        meter.add_fit(sum(row["seconds"] for row in before), rows * len(before))
-        if learner.left:
-            with meter.fitting():
-                run(learner, asked, devices)
-            if len(devices) > 1 and (kept := watch.latest()) is not None:
-                learner.restore(kept)
-        meter.add_fit(0.0, rows * (len(learner.history) - len(before)))
+        _fit(learner, devices, watch, meter)
         model = learner.use_best()
-        found = []
-        for split in ("val", "test") if asked.test else ("val",):
-            if len(job.rows(split)):
-                found.append(predict(job, model, split, devices[0], learner.data.workers, watch.progress))
-                meter.add_prediction(found[-1].seconds, len(found[-1].rows))
+        found = _predictions(job, learner, devices[0], watch, meter)
         data = weights_of(model)
-        facts = _facts(job, learner, rows, initial, devices)
-        costs = meter.costs(
-            reads="images",
-            parameters=sum(p.numel() for p in model.parameters()),
-            parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
-            disk_bytes=len(data),
-        )
-    seconds = sum(row["seconds"] for row in learner.history)
-    facts |= {"costs": costs.to_record(), "fit_seconds": round(seconds, 4)}
+        costs = _costs(model, data, devices, meter)
+    facts = _facts(job, learner, initial, devices)
+    facts |= {"costs": costs.to_record()}
     facts |= {"peak_rss_bytes": costs.peak_ram_bytes or 0, "peak_gpu_bytes": costs.peak_gpu_bytes or 0}
     return Outcome(facts, data, learner.history, found)
+
+
+def _fit(learner: Learner, devices: list[str], watch: Watch, meter: Meter) -> None:
+    """Train for the epochs that are left; those before count with the time they took then."""
+    rows, before = len(learner.data.train_rows), list(learner.history)
+    meter.add_fit(sum(row["seconds"] for row in before), rows * len(before))
+    if learner.left:
+        with meter.fitting():
+            run(learner, learner.asked, devices)
+        if len(devices) > 1 and (kept := watch.latest()) is not None:
+            learner.restore(kept)
+    meter.add_fit(0.0, rows * (len(learner.history) - len(before)))
+
+
+def _predictions(job: Job, learner: Learner, device: str, watch: Watch, meter: Meter) -> list[Found]:
+    """Predict the splits that are asked for, where they have rows."""
+    found = []
+    for split in ("val", "test") if job.asked.test else ("val",):
+        if len(job.rows(split)):
+            workers = learner.data.workers
+            found.append(predict(job, learner.model, split, device, workers, watch.progress))
+            meter.add_prediction(found[-1].seconds, len(found[-1].rows))
+    return found
+
+
+def _costs(model: Model, data: bytes, devices: list[str], meter: Meter) -> Costs:
+    """Return what was measured; of several devices memory is unknown, as other processes had it."""
+    costs = meter.costs(
+        reads="images",
+        parameters=sum(p.numel() for p in model.parameters()),
+        parameters_trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+        disk_bytes=len(data),
+    )
+    if len(devices) == 1:
+        return costs
+    return replace(costs, peak_ram_bytes=None, ram_before_bytes=None, ram_since=None, peak_gpu_bytes=None)
 
 
 def _learner(
@@ -145,10 +163,10 @@ def weights_of(model: Model) -> bytes:
 
 
 def _facts(
-    job: Job, learner: Learner, rows: int, initial: dict[str, float] | None, devices: list[str]
+    job: Job, learner: Learner, initial: dict[str, float] | None, devices: list[str]
 ) -> dict[str, Any]:
     """Return what the run's record says, without its metrics and costs."""
-    asked, weights = job.asked, job.weights
+    asked, weights, step = job.asked, job.weights, job.preprocess
     return {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "dataset": job.dataset.name,
@@ -159,15 +177,15 @@ def _facts(
         "params": asked.params(),
         "split": asked.split(),
         "subset": None,
-        "train_rows": rows,
+        "train_rows": len(learner.data.train_rows),
         "epochs": len(learner.history),
         "best_epoch": learner.stopping.best_epoch,
         "calibration": None,
+        "fit_seconds": round(sum(row["seconds"] for row in learner.history), 4),
         "network": {
             "layout": job.layout.to_dict(),
-            "preprocess": job.preprocess.__dict__
-            | {"mean": list(job.preprocess.mean), "std": list(job.preprocess.std)},
-            "weights": None if weights is None else weights.__dict__,
+            "preprocess": {**asdict(step), "mean": list(step.mean), "std": list(step.std)},
+            "weights": None if weights is None else asdict(weights),
             "before": initial,
             "devices": devices,
         },

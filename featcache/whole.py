@@ -64,7 +64,7 @@ def finetune(asked: Asked, place: Place, watch: Watch = Watch()) -> Finetuned:
     job = _job(options, place, start, watch)
     roster = job.roster(place)
     kept = {**options.to_dict(), "weights_at": asked.weights}
-    folder = networks.begin(roster, job.kind, kept, place.keep_checkpoints)
+    folder = networks.begin(roster, job.kind, job.layout.network, kept, place.keep_checkpoints)
     if place.keep_checkpoints:
         watch.keeps(folder.name)
     return _trained(job, place, roster, folder, watch, None)

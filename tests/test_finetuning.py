@@ -358,6 +358,7 @@ def test_the_command_stores_a_run_that_the_others_know(photos: Path, tmp_path: P
     assert command(["runs", *place, "--json"]) == 0
     (row,) = json.loads(capfd.readouterr().out)["runs"]
     assert (row["run"], row["head"], row["backbone"]) == (found["run"], "scratch", "small-cnn")
+    assert found["run"].startswith("scratch-small-cnn-")
     assert command(["ls", *place, "--json"]) == 0 and json.loads(capfd.readouterr().out) == {"caches": []}
     assert command(["runs", "--check", *place]) == 0
     capfd.readouterr()

@@ -62,6 +62,7 @@ def layer_rows(parts: Iterable[tuple[str, nn.Module]]) -> list[LayerRow]:
             learned = sum(p.numel() for p in block.parameters() if p.requires_grad)
             shapes = [tuple(p.shape) for p in block.parameters()]
             kind = type(block).__name__
+            kind = "block" if kind == "Module" else kind  # tracing forgets what a block was
             shape = shapes[0] if len(list(block.children())) == 0 else ()
             rows.append(LayerRow(f"{part}.{name}", kind, shape, learned, _count(block) - learned))
     return rows

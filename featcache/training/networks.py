@@ -28,13 +28,15 @@ def is_network(folder: Path) -> bool:
     return is_roster(folder.parent.parent)
 
 
-def begin(roster: Roster, kind: str, options: Mapping[str, Any], keep: int) -> Path:
-    """Return the folder of a new run; where checkpoints are kept, it says what was asked for.
+def begin(roster: Roster, kind: str, network: str, options: Mapping[str, Any], keep: int) -> Path:
+    """Return the folder of a new run, whose id names kind and network.
+
+    Where checkpoints are kept, it says what was asked for.
 
     Raises:
         SpaceError, CacheError: it cannot be written.
     """
-    folder = runs.folder_of(roster.path, runs.new_id(kind))
+    folder = runs.folder_of(roster.path, runs.new_id(f"{kind}-{network}".lower().replace("_", "-")[:40]))
     if keep:
         atomic.make_folder(folder)
         atomic.write(folder / CONFIG, records.to_bytes({"format": FORMAT, _KEY: dict(options)}))

@@ -310,6 +310,17 @@ def test_a_killed_training_is_gone_on_with_from_the_command_line(photos: Path, t
     assert _weights(done) == _weights(straight)
 
 
+def test_a_finished_training_from_a_run_goes_on_for_longer(cached: Path) -> None:
+    place = Place(cached, device="cpu", keep_checkpoints=1)
+    options = {"lr": 1e-4, "train": "last-block", "patience": None}
+    short = whole.finetune(whole.Asked({**options, "epochs": 1}, from_run="logreg"), place)
+    longer = whole.resume(short.folder.name, place, epochs=2)
+    straight = whole.finetune(whole.Asked({**options, "epochs": 2}, from_run="logreg"), place)
+    assert longer.folder == short.folder and longer.record["epochs"] == 2
+    assert longer.record["network"]["before"] == straight.record["network"]["before"]
+    assert _weights(longer) == _weights(straight) and longer.record["val"]["n"] == straight.record["val"]["n"]
+
+
 def test_what_cannot_be_gone_on_with_gets_a_sentence(cached: Path, photos: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="is that of a head"):
         whole.resume("mlp", Place(cached))

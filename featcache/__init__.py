@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from featcache.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from featcache.api import compare, evaluate, extract, predictor, report, sweep, train_head
+    from featcache.api import compare, evaluate, extract, finetune, predictor, report, sweep, train_head
     from featcache.errors import FeatcacheError
     from featcache.heads.baselines import DummyHead, NaiveBayesHead
     from featcache.heads.convex import LogisticHead, RidgeHead
@@ -49,6 +49,7 @@ _PLACES = {
     "compare": "featcache.api",
     "evaluate": "featcache.api",
     "extract": "featcache.api",
+    "finetune": "featcache.api",
     "load_head": "featcache.heads.saving:loads",
     "predictor": "featcache.api",
     "report": "featcache.api",
@@ -76,6 +77,7 @@ __all__ = [
     "compare",
     "evaluate",
     "extract",
+    "finetune",
     "load_head",
     "predictor",
     "report",

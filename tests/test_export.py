@@ -14,8 +14,8 @@ import torch
 import featcache
 from featcache.commands.root import run as command
 from featcache.errors import FeatcacheError, HeadError, OptionError
+from featcache.heads.layers import HeadLayers
 from featcache.inference.export import FORMATS, export
-from featcache.inference.network import HeadLayers
 from featcache.inference.predictor import Predictor
 from tests.kit_heads import CASES, Case, blobs
 from tests.kit_images import make_folder
@@ -87,10 +87,10 @@ def test_layers_of_a_head_are_the_head(case: Case, classes: int) -> None:
         or case.options.get("kernel", "linear") != "linear"
     ):
         with pytest.raises(HeadError, match="cannot be exported"):
-            HeadLayers(head)
+            HeadLayers.of(head)
         return
     head.calibrate(*blobs(60, classes=classes, seed=1))
-    answer = HeadLayers(head)(torch.from_numpy(X)).numpy()
+    answer = HeadLayers.of(head)(torch.from_numpy(X)).numpy()
     np.testing.assert_allclose(answer, head.predict_proba(X), atol=2e-5)
 
 

@@ -26,7 +26,9 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["extract", "--help"], ["train-head", "--help"], ["ls"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["extract", "--help"], ["train-head", "--help"], ["finetune", "--help"], ["ls"]]
+)
 def test_help_and_lists_load_nothing_heavy(arguments: list[str], tmp_path: Path) -> None:
     done = _run(*arguments, *(["--features-dir", str(tmp_path)] if arguments == ["ls"] else []))
     assert done.returncode == 0 and "heavy: []" in done.stderr, done.stderr

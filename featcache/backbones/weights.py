@@ -212,6 +212,25 @@ def _from_file(name: str, choice: WeightsChoice) -> State:
         raise
 
 
+def network_of(
+    made: recipe.Recipe, spec: str, what: str, progress: download.Progress | None = None
+) -> nn.Module:
+    """Return the backbone of a recipe, with the weights found at `spec`, in evaluation mode.
+
+    Raises:
+        WeightsError: they cannot be had, or are not those of the recipe; `what` says whose they should be.
+    """
+    state, identity = load(made.backbone, resolve(made.backbone, spec), progress)
+    if identity.sha256 != made.weights.sha256:
+        raise WeightsError(
+            f"These are not the weights that the features of {what} were computed with: "
+            f"expected content {made.weights.sha256[:12]}… ({made.weights.name}), "
+            f"got {identity.sha256[:12]}… ({identity.name}).",
+            "Say where the right ones are with --weights.",
+        )
+    return assemble(made.backbone, state)
+
+
 def _image_size(state: State) -> int | None:
     """Return the size of images, in pixels, that a ViT's weights are for, told by its position embeddings."""
     positions, patches = state.get("encoder.pos_embedding"), state.get("conv_proj.weight")

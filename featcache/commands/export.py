@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
 from featcache.commands import options
 from featcache.commands.output import progress_bar, say, show, show_json, size
+from featcache.errors import RunError
+
+if TYPE_CHECKING:
+    from featcache.inference.predictor import Predictor
 
 
 @click.command(short_help="Write backbone and head as one model: ONNX, torch.export, TorchScript.")
@@ -44,6 +49,13 @@ def export(
     from featcache.training.runs import find_run
 
     folder = find_run(features_dir, run_name)  # before anything heavy is imported
+    from featcache.training.networks import is_network
+
+    if is_network(folder):
+        raise RunError(
+            f"{folder.name} is a whole network, and those are not exported yet.",
+            f"Its weights are {folder / 'network.safetensors'}; featcache predict runs it.",
+        )
     from featcache.api import predictor
     from featcache.inference.export import SUFFIXES
     from featcache.inference.export import export as write
@@ -56,7 +68,7 @@ def export(
             device="cpu",
             progress=lambda done, total: progress("weights", done, total),
         )
-    written = write(rebuilt, path, form, takes)
+    written = write(cast("Predictor", rebuilt), path, form, takes)
     if as_json:
         show_json({"path": str(path), "bytes": path.stat().st_size, "run": folder.name, **written})
         return

@@ -6,9 +6,7 @@ METRICS = {
     "n": "rows",
     "accuracy": "share of rows whose likeliest class is the true one",
     "top5": "share of rows whose true class is among the five likeliest",
-    "macro_precision": "mean over the classes",
-    "macro_recall": "mean over the classes",
-    "macro_f1": "mean over the classes",
+    **dict.fromkeys(("macro_precision", "macro_recall", "macro_f1"), "mean over the classes"),
     "log_loss": "mean of -ln p(true class), in nats",
     "ece": "expected calibration error, 15 bins, 0..1",
     "worst_class": "the class with the least F1: class, f1, precision, recall",
@@ -130,6 +128,21 @@ KEYS: dict[str, dict[str, str]] = {
         "test_accuracy_sd": "as val_accuracy_sd",
         "configurations": "all configurations at this size, the best first",
     },
+    "finetune": {
+        "run": "the run's id",
+        "head": "finetuned, or scratch where the weights were drawn",
+        "backbone": "the network",
+        "cache": "name of the folder that the run is in",
+        **{name: _RUN[name] for name in ("val", "test")},
+        "best_epoch": "1-based; 0 where none was better than the run it started from",
+        "epochs": "epochs trained",
+        "train_rows": _RUN["train_rows"],
+        "fit_seconds": "time of all epochs, validation included",
+        "costs": "seconds, rows, memory, parameters and bytes",
+        "network": "layout, preprocess, weights (null where drawn), before (val_loss and val_accuracy before "
+        "the first step, null unless --from-run) and devices",
+        "params": "all options",
+    },
     "evaluate": {
         **_RUN,
         "val": "metrics on the validation split and `per_class` (class, precision, recall, f1, support), "
@@ -197,6 +210,24 @@ KEYS: dict[str, dict[str, str]] = {
         "worst_f1": "its F1",
         **COSTS,
     },
+    "study": {
+        "study": "its name",
+        "dataset": "the data set it ran on",
+        "changes": "what was another way than the file has it, in words; empty: the figures can be compared",
+        "systems": "a list in the file's order, each with the keys below",
+    },
+    "a system of study": {
+        "system": "its name",
+        "run": "the id of its run",
+        "found": "whether it was there already",
+        "ours": "accuracy, log_loss, macro_precision, macro_recall, macro_f1 (of the test split, or of the "
+        "validation split without one), fit_seconds, gpu_gb; null where unknown",
+        "study": "the study's own figures under the same names, those that it reports",
+        "split": "of which split ours are",
+        "val_accuracy": "on the validation split",
+        "curve": "a list, one a size, with size, trials, val_accuracy and test_accuracy (means over the "
+        "trials) and their sample standard deviations; empty without a curve",
+    },
     "ls": {"caches": "a list, each with cache, rows, columns, size, state"},
     "ls --datasets": {"datasets": "a list, each with name and about"},
     "info": {
@@ -254,7 +285,7 @@ KEYS: dict[str, dict[str, str]] = {
         "difference (the largest, in standard deviations of its column, beyond what rounding to the stored "
         "type explains), worst (id of that row), column",
         "least_cosine": "what is allowed for the recipe's precision",
-        "largest_difference": "likewise; null where only the cosine is held to a limit",
+        "largest_difference": "likewise; null: only the cosine counts",
         "versions": "library → [when it was made, here], where they differ",
         "within": "whether all is within what is allowed; if not, the exit code is 1",
     },

@@ -19,12 +19,14 @@ COMMANDS = {
     "extract": "extract:extract",
     "train-head": "train:train_head",
     "sweep": "sweep:sweep",
+    "finetune": "finetune:finetune",
     "evaluate": "train:evaluate",
     "predict": "predict:predict",
     "export": "export:export",
     "runs": "runs:runs",
     "compare": "compare:compare",
     "report": "report:report",
+    "study": "study:study",
     "ls": "caches:ls",
     "info": "caches:info",
     "verify": "verify:verify",
@@ -41,6 +43,8 @@ _AFTER_A_STOP = {
     "extract": "What was committed is kept: the same command goes on from there.",
     "verify": "What was committed is kept: the same command goes on from there.",
     "sweep": "The runs that were finished are kept: the same command trains those that are missing.",
+    "study": "The systems that were finished are kept: the same command goes on from there.",
+    "finetune": "A run that kept checkpoints goes on from its last epoch: featcache finetune --resume RUN.",
     "train-head": "Nothing was stored, unless the run kept checkpoints: then --resume RUN goes on with it.",
 }
 

@@ -138,7 +138,7 @@ def train_head(
     if as_json:
         show_json(result(trained.record))
     else:
-        _show(trained.record)
+        show_run(trained.record)
 
 
 def _refuse_beside_resume() -> None:
@@ -214,7 +214,8 @@ def show_layers(rows: Any) -> None:
     say(f"{'all':<{wide}}  {'':<14}  {'':<14} {trainable:>10,} {frozen:>10,}\n")
 
 
-def _show(record: dict[str, Any]) -> None:
+def show_run(record: dict[str, Any]) -> None:
+    """Write a run's metrics to stdout, and what to do next to stderr."""
     rows = []
     for split in ("cv", "val", "test"):
         if found := record.get(split):
@@ -257,15 +258,14 @@ def evaluate(run: str, test_views: bool, features_dir: Path, as_json: bool) -> N
     RUN is a run's id or the beginning of one (`featcache runs`). Shows accuracy, top-5, macro precision,
     recall and F1, log-loss, expected calibration error, the confusion matrix, every class and the worst one.
     """
-    from featcache.training.evaluate import evaluate as run_evaluation
-    from featcache.training.runs import find_run
+    from featcache.api import evaluate as run_evaluation
 
-    found = run_evaluation(find_run(features_dir, run), test_views)
+    found = run_evaluation(run, test_views=test_views, features_dir=features_dir)
     if as_json:
         details = {split: {**(found[split] or {}), **each} for split, each in found["details"].items()}
         show_json({**result(found), **details})
         return
-    _show(found)
+    show_run(found)
     split = "test" if "test" in found["details"] else "val"
     details = found["details"][split]
     show(f"\n{split}, class by class")

@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones import graph
-from featcache.errors import HeadError
+from featcache.heads.layers import HeadLayers
 
 if TYPE_CHECKING:
     from featcache.heads.base import Head
     from featcache.recipe import Node, Preprocess, Recipe
 
 INPUTS = ("normalized", "uint8")
-EXPORTED = ("linear", "mlp", "logreg", "ridge", "svm")
 
 
 class Whole(nn.Module):
@@ -55,7 +54,7 @@ class Whole(nn.Module):
         self.body = body
         self.node = node.name
         self.stored = getattr(torch, recipe.store_dtype) if recipe.store_dtype != "int8" else torch.float32
-        self.head = HeadLayers(head)
+        self.head = HeadLayers.of(head)
         spread = torch.zeros(len(codes), classes)
         spread[torch.arange(len(codes)), torch.as_tensor(codes)] = 1.0
         self.register_buffer("spread", spread)
@@ -83,53 +82,3 @@ class _Scaled(nn.Module):
         """Return the scaled images."""
         scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         return (scaled - self.mean) / self.std
-
-
-class HeadLayers(nn.Module):
-    """A linear or network head as layers in float32, from feature rows (B, D) to probabilities (B, C).
-
-    Raises:
-        HeadError: the head is of another kind.
-    """
-
-    mean: Tensor
-    scale: Tensor
-
-    def __init__(self, head: Head) -> None:
-        super().__init__()
-        weights, biases = _products(head)
-        self.layers = nn.ModuleList()
-        for weight, bias in zip(weights, biases, strict=True):
-            layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-            layer.weight = nn.Parameter(torch.tensor(weight, dtype=torch.float32), requires_grad=False)
-            layer.bias = nn.Parameter(torch.tensor(bias, dtype=torch.float32), requires_grad=False)
-            self.layers.append(layer)
-        self.standardizes = head.mean_ is not None
-        if head.mean_ is not None and head.scale_ is not None:
-            self.register_buffer("mean", torch.tensor(head.mean_, dtype=torch.float32))
-            self.register_buffer("scale", torch.tensor(head.scale_, dtype=torch.float32))
-        self.temperature = float(getattr(head, "temperature_", 1.0))
-
-    def forward(self, rows: Tensor) -> Tensor:
-        """Return the probabilities (B, C) of rows (B, D)."""
-        if self.standardizes:
-            rows = (rows - self.mean) / self.scale
-        for number, layer in enumerate(self.layers):
-            rows = layer(rows if number == 0 else torch.relu(rows))
-        if rows.shape[1] == 1:  # the score of the second of two classes
-            rows = torch.cat([-rows / 2, rows / 2], dim=1)
-        return torch.softmax(rows / self.temperature, dim=1)
-
-
-def _products(head: Any) -> tuple[list[Any], list[Any]]:
-    """Return the weights (out, in) and biases (out,) of a head's layers."""
-    if head.KIND not in EXPORTED or (head.KIND == "svm" and head.kernel != "linear"):
-        what = f"svm with the {head.kernel} kernel" if head.KIND == "svm" else head.KIND
-        raise HeadError(
-            f"A head of kind {what} cannot be exported: it is no chain of linear layers.",
-            f"Exported are {', '.join(EXPORTED[:-1])} and {EXPORTED[-1]} (linear); "
-            "`featcache predict` runs every kind.",
-        )
-    if hasattr(head, "coefs_"):
-        return list(head.coefs_), list(head.intercepts_)
-    return [head.coef_], [head.intercept_]

@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from featcache.errors import CacheError, DatasetError
 from featcache.inference.files import load
-from featcache.inference.predictor import Predictor
+
+
+class Classifier(Protocol):
+    """What predicts: backbone and head, or a whole network."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Their names, in the order of the probabilities."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "cuda:N"."""
+        ...
+
+    def prepare(self, image: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Return an image as it is taken, uint8 (S, S, 3); called in threads."""
+        ...
+
+    def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the probabilities (B, C) of prepared images (B, S, S, 3)."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,7 @@ class Predicted:
 
 
 def predict_files(
-    predictor: Predictor,
+    predictor: Classifier,
     paths: Iterable[str],
     *,
     top: int = 1,
@@ -47,7 +70,7 @@ def predict_files(
         DatasetError: a file cannot be read, unless `skip_bad`.
         CacheError: a feature is not finite.
     """
-    size = batch_size or (128 if predictor.extractor.device.startswith("cuda") else 16)
+    size = batch_size or (128 if predictor.device.startswith("cuda") else 16)
     for loaded in load(paths, predictor.prepare, size, workers):
         bad = [(path, why) for path, why in zip(loaded.paths, loaded.errors, strict=True) if why]
         if bad and not skip_bad:
@@ -62,7 +85,7 @@ def predict_files(
 
 
 def _named(
-    predictor: Predictor, pixels: np.ndarray, paths: list[str], top: int
+    predictor: Classifier, pixels: np.ndarray, paths: list[str], top: int
 ) -> Iterator[tuple[tuple[str, float], ...]]:
     try:
         proba = predictor.probabilities(pixels)

@@ -11,14 +11,12 @@ from numpy.typing import NDArray
 from featcache.backbones import weights as weight_files
 from featcache.backbones.preprocess import fit
 from featcache.backbones.runtime import Extractor
-from featcache.errors import CacheError, HeadError, WeightsError
+from featcache.errors import CacheError, HeadError
 from featcache.heads import saving
 from featcache.images.decode import decode
 from featcache.store.cache import Cache
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from featcache.heads.base import Head
     from featcache.inference.network import Whole
 
@@ -66,11 +64,17 @@ class Predictor:
             classes=cache.classes,
         )
         self._codes = _codes(self.head, self.classes)
-        self._network = _network(cache, weights, progress)
+        where = weights or str(cache.record["request"]["weights"])
+        self._network = weight_files.network_of(cache.recipe, where, cache.name, progress)
         nodes = tuple(each for each in self.recipe.nodes if each.name == node)
         self.extractor = Extractor(
             self._network, nodes, self.recipe.preprocess, self.recipe.precision, device
         )
+
+    @property
+    def device(self) -> str:
+        """Where it computes: "cpu" or "cuda:N"."""
+        return self.extractor.device
 
     def __call__(self, images: Iterable[bytes | NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Return the probabilities (N, C) of images: encoded files' bytes, or uint8 (H, W), (H, W, 3).
@@ -130,18 +134,3 @@ def _codes(head: Head, classes: tuple[str, ...]) -> NDArray[np.int64]:
     if codes.dtype.kind not in "iu" or codes.min() < 0 or codes.max() >= len(classes):
         raise HeadError(f"The head's classes are no numbers from 0 to {len(classes) - 1}.", "Train it again.")
     return codes.astype(np.int64)
-
-
-def _network(cache: Cache, weights: str | None, progress: Progress | None) -> nn.Module:
-    """Return the backbone with the weights that the cache's features were computed with."""
-    recipe = cache.recipe
-    choice = weight_files.resolve(recipe.backbone, weights or str(cache.record["request"]["weights"]))
-    state, identity = weight_files.load(recipe.backbone, choice, progress)
-    if identity.sha256 != recipe.weights.sha256:
-        raise WeightsError(
-            f"These are not the weights that the features of {cache.name} were computed with: "
-            f"expected content {recipe.weights.sha256[:12]}… ({recipe.weights.name}), "
-            f"got {identity.sha256[:12]}… ({identity.name}).",
-            "Say where the right ones are with --weights.",
-        )
-    return weight_files.assemble(recipe.backbone, state)

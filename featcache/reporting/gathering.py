@@ -19,6 +19,7 @@ from featcache.reporting.words import plain
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
 from featcache.store.records import HEADS
+from featcache.store.roster import Roster, open_rows
 from featcache.training import intervals, runs
 
 SPLITS = ("test", "val", "cv")  # in the order of preference
@@ -33,7 +34,7 @@ class Entry:
     split: str
     label: str  # short, and no other run on the data set has it
     classes: tuple[str, ...]
-    cache: Cache | None  # None: there is none, or it cannot be read
+    cache: Cache | Roster | None  # None: there is none, or it cannot be read
     rows: int
     accuracy: intervals.Interval
     costs: Costs
@@ -222,16 +223,16 @@ def _entry(folder: Path, record: dict[str, Any], split: str, label: str, seed: i
     )
 
 
-def _cache(folder: Path) -> Cache | None:
+def _cache(folder: Path) -> Cache | Roster | None:
     """Return the cache that a run lies in, None where it is none or cannot be read."""
     try:
-        cache = Cache(folder.parent.parent)
+        cache = open_rows(folder.parent.parent)
         return cache if cache.classes and len(cache.plan) else None
     except (FeatcacheError, OSError, KeyError):
         return None
 
 
-def _classes(record: Mapping[str, Any], cache: Cache | None, wide: int) -> tuple[str, ...]:
+def _classes(record: Mapping[str, Any], cache: Cache | Roster | None, wide: int) -> tuple[str, ...]:
     known = cache.classes if cache is not None else record.get("classes")
     if isinstance(known, (list, tuple)) and len(known) == wide and all(isinstance(n, str) for n in known):
         return tuple(known)
@@ -240,7 +241,7 @@ def _classes(record: Mapping[str, Any], cache: Cache | None, wide: int) -> tuple
 
 def _same_rows(
     record: Mapping[str, Any],
-    cache: Cache | None,
+    cache: Cache | Roster | None,
     classes: Sequence[str],
     rows: NDArray[np.int64],
     labels: NDArray[np.int64],

@@ -17,6 +17,7 @@ from featcache.images.catalogue import open_source
 from featcache.images.dataset import Dataset, content_hash
 from featcache.images.decode import decode
 from featcache.store.cache import Cache
+from featcache.store.roster import Roster
 
 SIDE = 96  # pixels of the longer side, at most
 _FOLDER = "folder:"
@@ -31,7 +32,7 @@ class Pictures:
 
 
 def pictures(
-    cache: Cache | None, rows: Iterable[int], data_dir: Path, dataset: str | None = None
+    cache: Cache | Roster | None, rows: Iterable[int], data_dir: Path, dataset: str | None = None
 ) -> Pictures:
     """Return pictures of rows of a cache as data URLs, each only if its image is the one that was embedded.
 
@@ -59,7 +60,7 @@ def pictures(
 class _Reader:
     """Reads the images of a cache's rows from its data set."""
 
-    def __init__(self, cache: Cache, spec: str, data_dir: Path) -> None:
+    def __init__(self, cache: Cache | Roster, spec: str, data_dir: Path) -> None:
         self._ids = cache.plan.ids
         self._folder: Path | None = None
         self._dataset: Dataset | None = None
@@ -77,7 +78,7 @@ class _Reader:
         return (Path(self._folder or "") / name).read_bytes()
 
 
-def _picture(read: Any, cache: Cache, row: int) -> str | None:
+def _picture(read: Any, cache: Cache | Roster, row: int) -> str | None:
     try:
         data = read(row)
         if content_hash(data) != cache.plan.hashes[row].tobytes():

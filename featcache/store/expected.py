@@ -66,6 +66,10 @@ RECIPE: dict[str, Any] = {
     "request": _any_mapping,
     "versions": _any_mapping,
 }
+ROSTER: dict[str, Any] = {
+    "key": _HEX64,
+    **{name: RECIPE[name] for name in ("dataset", "plan", "request")},
+}
 COMMIT: dict[str, Any] = {
     "key": _HEX64,
     "shard": _text,

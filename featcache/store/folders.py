@@ -15,6 +15,14 @@ def caches_in(features_dir: Path) -> list[Path]:
     return sorted(path for path in features_dir.iterdir() if (path / records.RECIPE).is_file())
 
 
+def places_of_runs(features_dir: Path) -> list[Path]:
+    """Return the folders that may hold runs: those of all caches and rosters, in order of name."""
+    if not features_dir.is_dir():
+        return []
+    marks = (records.RECIPE, records.ROSTER)
+    return sorted(path for path in features_dir.iterdir() if any((path / mark).is_file() for mark in marks))
+
+
 def find_cache(features_dir: Path, name: str) -> Path:
     """Return the folder of the cache with this name, path, or unambiguous part of a name.
 

@@ -22,6 +22,7 @@ from featcache.store import expected
 
 RECIPE = "recipe.json"
 PLAN = "plan.npz"
+ROSTER = "roster.json"
 SEAL = "seal.json"
 SHARDS = "shards"
 COMMITS = "commits"

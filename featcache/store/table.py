@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from featcache.errors import CacheError, OptionError
 from featcache.images.sample import SPLITS
-from featcache.images.splits import validation_split
 from featcache.selection import Selection
 from featcache.store.cache import Cache
 from featcache.store.mapping import one_array
 from featcache.store.plan import Plan
+from featcache.store.positions import positions_of
 from featcache.store.quantised import OFFSET, SCALE, QuantisedRows, QuantisedSelection, joined, name_of
 from featcache.store.records import Commit
 from featcache.store.shard import FEATURES, Block
@@ -144,7 +144,7 @@ def read_table(
         raise CacheError(
             f"{cache.name} is not finished.", "Run the same featcache extract again: it goes on."
         )
-    stored, positions = _positions(cache.plan, split, val_fraction, split_seed, split_mode)
+    stored, positions = positions_of(cache.plan, split, val_fraction, split_seed, split_mode)
     first = cache.plan.range_of(stored).start
     done = cache.commits()
     positions = positions[~_is_bad(cache.plan.range_of(stored), done.values())[positions]]
@@ -186,20 +186,6 @@ def has_split(cache: Cache, split: str, val_fraction: float = 0.2) -> bool:
     if split == "val" and not len(cache.plan.range_of("val")):
         return val_fraction > 0 and len(cache.plan.range_of("train")) > 1
     return len(cache.plan.range_of(split)) > 0
-
-
-def _positions(
-    plan: Plan, split: str, fraction: float, seed: int, mode: str
-) -> tuple[str, NDArray[np.int64]]:
-    """Return the stored split to read and the positions in it, rising."""
-    own_val = len(plan.range_of("val")) > 0
-    if split == "test" or own_val or (split == "train" and fraction == 0):
-        return split, np.arange(len(plan.range_of(split)), dtype=np.int64)
-    if fraction == 0:
-        return "val", np.empty(0, dtype=np.int64)
-    rows = plan.range_of("train")
-    train, val = validation_split(plan.labels[rows.start : rows.stop], fraction, seed, mode)
-    return "train", np.sort(train if split == "train" else val)
 
 
 def _is_bad(rows: range, commits: Iterable[Commit]) -> NDArray[np.bool_]:

@@ -25,7 +25,7 @@ from featcache.errors import DamagedError, FeatcacheError, RunError
 from featcache.recipe import FORMAT
 from featcache.store import expected, records
 from featcache.store.arrays import unpack
-from featcache.store.folders import caches_in
+from featcache.store.folders import places_of_runs
 
 RUN = "run.json"
 HEAD = "head.safetensors"
@@ -52,17 +52,20 @@ def write_run(
     head: bytes,
     history: Sequence[Mapping[str, Any]],
     predictions: Mapping[str, NDArray[Any]],
+    name: str = HEAD,
 ) -> dict[str, Any]:
     """Write a run whole; until `run.json` is there, readers see none. Return the record.
+
+    `head` are the bytes of what was trained, in a file of this `name`.
 
     Raises:
         SpaceError, CacheError: it cannot be written.
     """
     atomic.make_folder(folder)
-    files = {HEAD: head, HISTORY: _csv(history), PREDICTIONS: _npz(predictions)}
-    for name, data in files.items():
-        atomic.write(folder / name, data, settled=name == PREDICTIONS)  # the last, for all of them
-    hashes = {name: xxhash.xxh3_128_hexdigest(data) for name, data in files.items()}
+    files = {name: head, HISTORY: _csv(history), PREDICTIONS: _npz(predictions)}
+    for file, data in files.items():
+        atomic.write(folder / file, data, settled=file == PREDICTIONS)  # the last, for all of them
+    hashes = {file: xxhash.xxh3_128_hexdigest(data) for file, data in files.items()}
     record = {"format": FORMAT, **facts, "files": hashes}
     atomic.write(folder / RUN, records.to_bytes(record))
     return record
@@ -137,8 +140,8 @@ def read_predictions(folder: Path, record: Mapping[str, Any]) -> dict[str, NDArr
 
 
 def all_runs(features_dir: Path) -> Iterator[Path]:
-    """Yield the folders of all finished runs of all caches."""
-    for cache in caches_in(features_dir):
+    """Yield the folders of all finished runs of all caches and rosters."""
+    for cache in places_of_runs(features_dir):
         for path in sorted((cache / records.HEADS).glob(f"*/{RUN}")):
             yield path.parent
 
@@ -169,7 +172,7 @@ def find_run(features_dir: Path, name: str, unfinished: bool = False) -> Path:
 def _folders(features_dir: Path, unfinished: bool) -> list[Path]:
     if not unfinished:
         return list(all_runs(features_dir))
-    folders = [path for cache in caches_in(features_dir) for path in (cache / records.HEADS).glob("*")]
+    folders = [path for cache in places_of_runs(features_dir) for path in (cache / records.HEADS).glob("*")]
     return sorted(path for path in folders if RUN_ID.fullmatch(path.name))
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from featcache.errors import DamagedError, RunError
 from featcache.store.cache import Cache
+from featcache.store.roster import Roster, open_rows
 from featcache.training import runs
 from featcache.training.intervals import Hits
 from featcache.training.subsets import from_record
@@ -38,7 +39,7 @@ def read_scored(folders: Sequence[Path], records: Sequence[Mapping[str, Any]], s
         RunError: the runs were not evaluated on the same samples: ids, contents and classes.
         DamagedError: a run or a plan differs from what was written.
     """
-    caches = {path: Cache(path) for path in {folder.parent.parent for folder in folders}}
+    caches = {path: open_rows(path) for path in {folder.parent.parent for folder in folders}}
     found = [
         _scored(caches[folder.parent.parent], folder, record, split)
         for folder, record in zip(folders, records, strict=True)
@@ -46,7 +47,7 @@ def read_scored(folders: Sequence[Path], records: Sequence[Mapping[str, Any]], s
     return [found[0], *(_aligned(found[0], other) for other in found[1:])]
 
 
-def _scored(cache: Cache, folder: Path, record: Mapping[str, Any], split: str) -> Scored:
+def _scored(cache: Cache | Roster, folder: Path, record: Mapping[str, Any], split: str) -> Scored:
     stored = runs.read_predictions(folder, record)
     try:
         rows, labels, proba = (stored[f"{split}/{name}"] for name in ("row", "label", "proba"))
@@ -58,7 +59,7 @@ def _scored(cache: Cache, folder: Path, record: Mapping[str, Any], split: str) -
     return Scored(record["run"], record["head"], cache.name, words, samples, right)
 
 
-def _samples(cache: Cache, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Sample]:
+def _samples(cache: Cache | Roster, rows: NDArray[np.int64], labels: NDArray[np.int64]) -> list[Sample]:
     plan, classes = cache.plan, cache.classes
     there = len(rows) > 0 and rows.min() >= 0 and rows.max() < len(plan)
     if not there or not np.array_equal(plan.labels[rows], labels):

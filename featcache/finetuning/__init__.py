@@ -1,0 +1,1 @@
+"""Whole networks trained on images: fine-tuned from a backbone's weights, or from scratch."""

@@ -1,0 +1,1 @@
+"""Small networks that are trained from scratch: each one idea, in plain torch."""

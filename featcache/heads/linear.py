@@ -120,6 +120,7 @@ class _Solver:
         self.centred = columns is not None and problem.columns is None
 
     def solutions(self) -> list[Solution]:
+        """Return a solution for each of the penalties."""
         rows, width = self.passes.rows, self.passes.width
         few = rows <= _FEW * min(len(self.Cs), 2)
         if few and max(rows, NARROW) < width and (found := self._turned()) is not None:

@@ -13,7 +13,7 @@ import pytest
 
 from featcache.errors import CacheError, HeadError
 from featcache.heads import saving
-from featcache.recipe import Decoding, Node, Preprocess, Recipe, Weights
+from featcache.recipe import Decoding, Node, Preprocess, Recipe, Views, Weights, format_of
 from featcache.store.cache import Cache
 from featcache.store.records import cache_key
 from featcache.training import runs
@@ -28,7 +28,9 @@ BACKBONES = ("vgg16", "resnet18", "squeezenet1_1", "vit_b_16", "convnext_tiny")
 
 def _changed(value: Any) -> Any:
     if isinstance(value, str):
-        return value + "x"
+        return "all" if value == "train" else value + "x"
+    if isinstance(value, dict):
+        return {**value, "p": 0.25}
     if isinstance(value, tuple):
         return (*value[:-1], _changed(value[-1]))
     return value + 1
@@ -61,6 +63,8 @@ def test_every_field_of_the_recipe_changes_the_key(place: Path) -> None:
                 (Node("flatten", "flatten"), Node("avgpool", "avg")),
                 Preprocess("auto", 256, 224, "bilinear", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
                 Decoding(),
+                views=Views(3, ({"name": "flip", "p": 0.5},), 1),
+                format=format_of("float16", Views(3, ({"name": "flip", "p": 0.5},), 1)),
             )
             first = hashing.cache(place / backbone, data, recipe=recipe)
             assert len(_neighbours(recipe)) >= 20

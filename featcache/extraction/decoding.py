@@ -66,7 +66,8 @@ def decode_into(
         fitting: what is done to every image.
         fitted: whether to fit the images to the backbone's input; if not, all must be of `out`'s size.
     """
-    found, images = Decoded(), dict[int, NDArray[np.uint8]]()
+    found = Decoded()
+    images: dict[int, NDArray[np.uint8]] = {}
     for place, planned in enumerate(hashes):
         try:
             image = decode(_unchanged(source, place, planned), fitting.max_pixels)

@@ -349,6 +349,24 @@ def test_an_interrupted_training_says_what_became_of_it(
     assert code == 0 and f"run {run_id}" in out
 
 
+def test_memory_that_ends_without_python_saying_so(
+    cli: Cli, easy: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(said: str) -> None:
+        def raising(*arguments: object, **options: object) -> None:
+            raise SystemError(said)
+
+        monkeypatch.setattr("featcache.training.checkpoints.keep", raising)
+
+    asked = ("train-head", "--cache", "easy", "--keep-checkpoints", "2", "--epochs", "3")
+    failing("<method 'x'> returned NULL without setting an exception")
+    code, _, err = cli(*asked)
+    assert code == 1 and err.count("Error: Out of memory: ") == 1 and "Traceback" not in err
+    failing("of another kind")
+    with pytest.raises(SystemError):
+        cli(*asked)
+
+
 @pytest.mark.parametrize("extra", [["--head", "logreg"], ["--lr", "3"], ["--cache", "easy"], ["--test"]])
 def test_resume_refuses_what_it_would_ignore(cli: Cli, easy: Cache, extra: list[str]) -> None:
     cli("train-head", "--cache", "easy", "--keep-checkpoints", "1", "--epochs", "2")

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from featcache.errors import BadImageError
+from featcache.images import decode as decoding
 from featcache.images.decode import MAX_PIXELS, decode
 from featcache.images.orientation import exif_orientation
 
@@ -344,6 +345,27 @@ def test_memory_errors_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("featcache.images.decode._from_bytes", full)
     with pytest.raises(MemoryError):
         decode(b"x")
+
+
+@pytest.mark.parametrize("error", [SystemError("error return without exception set"), OSError("no decoder")])
+def test_only_an_image_that_fails_twice_is_bad(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """What fails once and not again was memory that ended for a moment."""
+    data, real, calls = encoded(RGB, "PNG"), decoding._from_bytes, list[bytes]()
+
+    def failing(times: int) -> None:
+        def opened(content: bytes, max_pixels: int) -> Any:
+            calls.append(content)
+            if len(calls) <= times:
+                raise error
+            return real(content, max_pixels)
+
+        calls.clear()
+        monkeypatch.setattr(decoding, "_from_bytes", opened)
+
+    failing(1)
+    assert np.array_equal(decode(data), RGB) and len(calls) == 2
+    failing(9)
+    assert str(error) in reason(data) and len(calls) == 2
 
 
 def test_pillow_keeps_its_limit_and_the_filters_theirs() -> None:

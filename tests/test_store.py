@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -137,6 +138,23 @@ def test_rows_that_could_not_be_read_are_left_out_and_listed(tmp_path: Path) -> 
     ]
     whole = set(cache.table("train").rows.tolist()) | set(cache.table("val").rows.tolist())
     assert 3 not in whole
+
+
+@pytest.mark.parametrize("said", [{}, {3: "x"}, {3: "truncated", 5: "x"}])
+def test_a_record_that_names_other_bad_rows_than_its_shard_is_refused(
+    tmp_path: Path, said: dict[int, str]
+) -> None:
+    """Else good rows would be missing, or zeros be features, and nobody would be told."""
+    cache = fill(empty_cache(tmp_path, COUNTS), bad={3: "truncated"})
+    commit = cache.commits()["train-00000"]
+    changed = replace(commit, bad=tuple(sorted(said.items())))
+    (cache.path / records.COMMITS / f"{commit.shard}.json").write_bytes(changed.to_bytes())
+    if set(said) == {3}:  # another reason is no other row
+        assert 3 not in cache.table("train", val_fraction=0).rows
+        return
+    with pytest.raises(DamagedError, match="bad rows are not those of its commit record"):
+        cache.table("train", val_fraction=0)
+    assert [why for _, why in cache.verify() if "bad rows" in why]
 
 
 def test_several_nodes_stand_side_by_side(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ COMMANDS = {
 
 # What torch says where the system gives no memory; the last is oneDNN's, which cannot get its buffers then.
 _NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive")
+_UNSAID = ("without exception set", "without setting an exception")  # by Python, where memory ended unsaid
 
 _AFTER_A_STOP = {
     "extract": "What was committed is kept: the same command goes on from there.",
@@ -102,6 +103,10 @@ def run(arguments: Sequence[str]) -> int:
         return _failed(*_out_of_memory(error), as_json)
     except RuntimeError as error:  # torch's error for it is no MemoryError
         if type(error).__name__ != "OutOfMemoryError" and not any(text in str(error) for text in _NO_MEMORY):
+            raise
+        return _failed(*_out_of_memory(error), as_json)
+    except SystemError as error:
+        if not any(text in str(error) for text in _UNSAID):
             raise
         return _failed(*_out_of_memory(error), as_json)
     except OSError as error:

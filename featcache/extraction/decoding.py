@@ -49,7 +49,8 @@ def decode_into(
         drawn: which views.
     """
     out = out if out.ndim == 5 else out[None]
-    found, images = Decoded(), dict[int, list[NDArray[np.uint8]]]()
+    found = Decoded()
+    images: dict[int, list[NDArray[np.uint8]]] = {}
     for place, planned in enumerate(hashes):
         try:
             image = decode(unchanged(source, place, planned), fitting.max_pixels)
@@ -80,7 +81,8 @@ def _fitted(
     drawn: Drawn,
 ) -> Decoded:
     """Fit the images that were decoded, together where that is faster."""
-    places, failed = list(images), dict[int, str]()
+    places = list(images)
+    failed: dict[int, str] = {}
     for number, (view, whole) in enumerate(zip(drawn.numbers, out, strict=True)):
         all_there = len(places) == len(whole)
         room = whole if all_there else np.empty((len(places), *whole.shape[1:]), np.uint8)

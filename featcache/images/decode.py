@@ -54,7 +54,21 @@ def decode(data: bytes | NDArray[np.uint8], max_pixels: int = MAX_PIXELS) -> NDA
         return _from_bytes(data, max_pixels)
     except (BadImageError, MemoryError):
         raise
-    except Exception as error:  # a decoder raises anything: SyntaxError, struct.error, IndexError, …
+    except Exception:  # a decoder raises anything: SyntaxError, struct.error, IndexError, …
+        return _again(data, max_pixels)
+
+
+def _again(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
+    """Decode what failed once more: only an image that fails again is a bad one.
+
+    Where memory ends for a moment Python and Pillow do not always say so: a call fails "without exception
+    set", a WebP decoder "could not be created". That says nothing about the image.
+    """
+    try:
+        return _from_bytes(data, max_pixels)
+    except (BadImageError, MemoryError):
+        raise
+    except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadImageError(f"cannot be decoded: {reason}") from error
 

@@ -245,6 +245,10 @@ class Cache:
             blocks["label"].map(), self.plan.labels[rows]
         ):
             raise self._harmed(path, "its rows or labels are not those of the plan")
+        status = np.full(commit.rows, shard.OK, dtype=np.uint8)
+        status[[row - commit.first for row, _ in commit.bad]] = shard.BAD
+        if not np.array_equal(blocks["status"].map(), status):
+            raise self._harmed(path, "its bad rows are not those of its commit record")
         return blocks
 
     def verify(self) -> Iterator[tuple[ShardPlan, str]]:

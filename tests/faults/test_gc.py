@@ -99,8 +99,10 @@ def _litter(here: Path, caches: dict[str, Cache], rng: random.Random) -> dict[Pa
         digits = f"{rng.randrange(16**16):016x}"
         number = 0 if rng.random() < 0.5 else 77
         made[caches[name].path / records.SHARDS / f"train-{number:05d}-{digits}.h5"] = "orphan"
-    for name in (caches["whole"].path.name, "gone--resnet18--0123456789"):
-        made[here / FOLDER / "claims" / name / "train-00000"] = "claim"
+    held = here / FOLDER / "claims"
+    if not held.is_symlink():  # else somebody's link has that name, and nobody could claim anything
+        for name in (caches["whole"].path.name, "gone--resnet18--0123456789"):
+            made[held / name / "train-00000"] = "claim"
     made[here / FOLDER / "begun" / "gone--resnet18--0123456789.json"] = "memory"
     made[here / "cut--resnet18--0123456789" / records.SHARDS / "train-00000-0123456789abcdef.h5"] = "remains"
     for path in made:
@@ -293,6 +295,23 @@ def test_killed_while_removing_a_cache(place: Path) -> None:
                 found.add("an unfinished cache, or none")
                 collect(retention.find(here, retention.Wish(max_size=0), lambda one: "", ALL_AT_REST)[0], {})
                 assert not [path for path in here.iterdir() if path.name != FOLDER], list(here.rglob("*"))
+
+
+def test_a_link_in_place_of_the_claims_stays(place: Path) -> None:
+    """Nobody can claim anything then; the cache is made, and gc leaves the link and what it leads to."""
+    features, elsewhere = place / "features", place / "elsewhere" / "gone--resnet18--0123456789"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "train-00000").write_bytes(b"not yours")
+    cache = toys.start(features)
+    (features / FOLDER).mkdir(exist_ok=True)
+    (features / FOLDER / "claims").symlink_to(elsewhere.parent)
+    toys.commit_all(cache)
+    before = _state(place)
+    collect(litter.litter(features, ALL_AT_REST), {})
+    assert _state(place) == before
+    (features / FOLDER / "claims").unlink()
+    (features / FOLDER / "claims").write_bytes(b"a file")
+    assert litter.litter(features, ALL_AT_REST) == []
 
 
 def test_claims_of_a_cache_being_made_stay(place: Path) -> None:

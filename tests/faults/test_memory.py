@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from collections.abc import Callable
@@ -25,6 +26,9 @@ from tests.kit_images import make_folder, tree
 
 MEMORY = "Out of memory"
 SAID = {0: "enough", 3: "an error of memory or ours"}
+LOST = {5: "an error of Python's own that hides it"}
+# Python loses its MemoryError here and there: a call fails without saying why, or for its path's type.
+_HIDDEN = re.compile("without (an )?exception set|without setting an exception|PathLike.* not PosixPath")
 
 
 def _limited(spare: int) -> None:
@@ -35,7 +39,10 @@ def _limited(spare: int) -> None:
 
 
 def _ended(work: Callable[[], None]) -> int:
-    """Do some work in a process of its own; return 0, 3 where memory or we said no, else its exit code."""
+    """Do some work in a process of its own; return 0, 3 where memory or we said no, else its exit code.
+
+    5 stands for an error of Python's own in which its MemoryError was lost.
+    """
 
     def guarded() -> None:
         signal.alarm(30)
@@ -43,6 +50,10 @@ def _ended(work: Callable[[], None]) -> int:
             work()
         except (MemoryError, FeatcacheError):
             os._exit(3)
+        except (SystemError, TypeError) as error:
+            if not _HIDDEN.search(str(error)):
+                raise
+            os._exit(5)
 
     return apart(guarded)
 
@@ -103,12 +114,12 @@ def test_the_nth_allocation_fails_while_shards_are_built(place: Path) -> None:
             at, times = int(10 ** rng.uniform(0, 4.3)), rng.choice((1, 1, 3, 20))
             cache = toys.start(here)
             code = _ended(_failing(at, times, lambda cache=cache: toys.commit_all(cache)))
-            assert code in SAID, f"{times} allocations from {at} on: {code}"
+            assert code in SAID | LOST, f"{times} allocations from {at} on: {code}"
             cache = Cache(cache.path)
             assert not [why for part, why in cache.verify() if why and part.name in cache.commits()]
             toys.commit_all(cache)
             assert tree(cache.path) == whole
-            found.add(SAID[code])
+            found.add((SAID | LOST)[code])
             shutil.rmtree(here)
 
 
@@ -131,8 +142,8 @@ def test_the_nth_allocation_fails_while_images_are_decoded(place: Path) -> None:
                     os._exit(4)
 
             code = _ended(_failing(at, times, work))
-            assert code in SAID, f"{times} allocations from {at} on: {code}"
-            found.add(SAID[code])
+            assert code in SAID | LOST, f"{times} allocations from {at} on: {code}"
+            found.add((SAID | LOST)[code])
 
 
 def test_the_command_says_so_in_one_sentence(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -145,6 +156,8 @@ def test_the_command_says_so_in_one_sentence(place: Path, capfd: pytest.CaptureF
         "squeezenet1_1",
         "--weights",
         "random:0",
+        "--device",
+        "cpu",  # a GPU that was used before a fork cannot be used after it
     ]
     asked += ["--image-size", "224", "--features-dir", str(place / "features")]
     assert command([*asked, "--limit", "1"]) == 0  # what is imported and made once is there

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -45,8 +45,13 @@ def shared(
 
 
 def forget(cache: Path) -> None:
-    """Remove all claims on a cache's shards, once it is finished."""
-    shutil.rmtree(_folder(cache), ignore_errors=True)
+    """Remove all claims on a finished cache's shards: empty files, and nothing else."""
+    folder = _folder(cache)
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if stat.S_ISREG((facts := path.lstat()).st_mode) and facts.st_size == 0:
+                path.unlink()
+        folder.rmdir()
 
 
 def _folder(cache: Path) -> Path:

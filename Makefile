@@ -18,11 +18,13 @@ $(READY): pyproject.toml
 demo: $(READY) ## extract → train heads → table, offline, under a minute
 	$(BIN)/featcache demo
 
-# Tests take one core each: the trials by fault run beside the others.
+# Tests take one core each: the trials by fault and some of the longest run beside the others.
+BESIDE := tests/faults tests/test_finetuning.py tests/test_studies.py tests/test_report.py tests/test_report_cli.py \
+	tests/test_report_browser.py tests/test_views.py tests/test_views_drawn.py tests/test_extraction.py
 test: $(READY) ## all tests, under ten minutes on two cores
-	@faults=$$(mktemp); $(BIN)/python -m pytest tests/faults > $$faults 2>&1 & pid=$$!; \
-	$(BIN)/python -m pytest --ignore=tests/faults; code=$$?; \
-	wait $$pid || code=1; cat $$faults; rm -f $$faults; exit $$code
+	@beside=$$(mktemp); $(BIN)/python -m pytest $(BESIDE) > $$beside 2>&1 & pid=$$!; \
+	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%); code=$$?; \
+	wait $$pid || code=1; cat $$beside; rm -f $$beside; exit $$code
 
 test-real: $(READY) ## only the tests on real images and weights (FEATCACHE_REAL or ../shared/real)
 	$(BIN)/python -m pytest -m real -rs

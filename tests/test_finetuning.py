@@ -511,18 +511,30 @@ def test_options_survive_json() -> None:
     assert os.fspath(Place().features_dir) == "features"
 
 
-def test_several_devices_share_the_rows_and_what_they_learned_comes_back(
-    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def several(photos: Path, folder: Path) -> None:
     """Two processes on the CPU stand for two GPUs: Lightning's strategy and ours are the same."""
     for module in (fit, whole):
-        monkeypatch.setattr(module, "devices_of", lambda device: ["cpu", "cpu"])
+        module.devices_of = lambda device: ["cpu", "cpu"]  # type: ignore[attr-defined]
     with pytest.raises(OptionError, match="needs checkpoints"):
-        _train(photos, tmp_path, epochs=2)
-    done = _train(photos, tmp_path, keep=1, epochs=2, lr=0.01)
+        _train(photos, folder, epochs=2)
+    done = _train(photos, folder, keep=1, epochs=2, lr=0.01)
     assert done.record["epochs"] == 2 and done.record["network"]["devices"] == ["cpu", "cpu"]
     assert done.record["costs"]["peak_ram_bytes"] is None, "other processes had it"
     history = (done.folder / runs.HISTORY).read_text().splitlines()
     best = history[done.record["best_epoch"]].split(",")
     assert float(best[3]) == pytest.approx(done.record["val"]["log_loss"], abs=1e-5)
-    assert _weights(done) == _weights(_train(photos, tmp_path / "again", keep=1, epochs=2, lr=0.01))
+    assert _weights(done) == _weights(_train(photos, folder / "again", keep=1, epochs=2, lr=0.01))
+
+
+def test_several_devices_share_the_rows_and_what_they_learned_comes_back(
+    photos: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: one that has trained on its CPU before cannot fork ones that train."""
+    code = (
+        "import sys; from pathlib import Path; from tests.test_finetuning import several; "
+        "several(Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(photos), str(tmp_path)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -428,6 +428,8 @@ def test_an_interrupt_leaves_what_is_finished_in_the_ledger(cache: Cache) -> Non
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
+        # Tests that a shell runs in the background are born with the signal ignored, and so is this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while len(list(cache.path.glob(f"heads/*/{runs.RUN}"))) < 3 and time.monotonic() < deadline:

@@ -12,6 +12,7 @@ from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show_json, size
 from featcache.commands.train import show_layers, show_run
 from featcache.finetuning import options as known
+from featcache.finetuning.options import AUGMENTATIONS
 
 # What a run that this one starts from, or an interrupted run, has decided already.
 _BY_RUN = ("network", "dataset", "hidden", "channels", "preprocess", "image_size", "normalize", "limit",
@@ -52,7 +53,7 @@ class Names(click.ParamType[Any]):
 @click.option("--step-epochs", type=int, default=10, show_default=True, help="Epochs between two steps.")
 @click.option("--gamma", type=float, help="[default: .5 for step, .1 for plateau]")
 @click.option("--augment", type=Names(), default="", metavar="NAME[,NAME…]",
-              help="flip, crop, jitter, autoaugment, randaugment, trivialaugment.")  # fmt: skip
+              help=f"Steps in a row: {', '.join(AUGMENTATIONS)}.")  # fmt: skip
 @click.option("--epochs", type=int, default=10, show_default=True, help="Most epochs.")
 @click.option("--patience", type=click.IntRange(0), default=5, show_default=True,
               help="Epochs without a better one before stopping; 0 never stops.")  # fmt: skip

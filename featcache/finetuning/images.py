@@ -57,10 +57,10 @@ class Images(Dataset[Any]):
             if content_hash(data) != self.source.content_hashes[row].tobytes():
                 raise BadImageError("it changed since the training began")
             image = decode(data, self.max_pixels)
+            if self.augment is not None and epoch:
+                image = self.augment(image, epoch, row)
         except BadImageError as error:
             return np.zeros((1, 1, 3), np.uint8), 0, f"{self.source.ids[row]}: {error.message}"
-        if self.augment is not None and epoch:
-            image = self.augment(image, epoch, row)
         return image, int(self.source.labels[row]), ""
 
     def collate(self, items: Sequence[Item]) -> Batch:

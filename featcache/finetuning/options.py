@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import OptionError, unknown
+from featcache.images.policies import STEPS
 from featcache.stopping import MONITORS
 
 TRAIN = ("all", "last-block", "head")
@@ -16,7 +17,7 @@ SCHEDULES = ("none", "step", "plateau", "cosine")
 PRECISIONS = ("fp32", "tf32", "bf16")
 PREPROCESS = ("auto", "weights", "squash")
 NORMALIZE = ("weights", "imagenet", "half", "dataset", "none")
-AUGMENTATIONS = ("flip", "crop", "jitter", "autoaugment", "randaugment", "trivialaugment")
+AUGMENTATIONS = tuple(STEPS)
 SCRATCH = "scratch"
 CHANNELS = (1, 3)
 GAMMAS = {"step": 0.5, "plateau": 0.1}

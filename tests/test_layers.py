@@ -9,7 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "featcache"
 # A package may import itself and those listed; L0 modules may be imported by everybody.
-GROUND = {"errors", "atomic", "recipe", "stopping", "metrics", "progress", "selection", "version", "costs"}
+GROUND = {
+    "errors",
+    "atomic",
+    "recipe",
+    "stopping",
+    "metrics",
+    "progress",
+    "selection",
+    "version",
+    "costs",
+    "figures",
+}
 MAY_IMPORT = {
     "images": set(),
     "store": {"images"},
@@ -22,7 +33,7 @@ MAY_IMPORT = {
     "networks": set(),
     "finetuning": {"images", "store", "backbones", "heads", "networks"},
     "whole": {"training", "finetuning", "store", "heads", "images"},
-    "studies": {"api", "whole", "finetuning", "store"},
+    "studies": {"api", "whole", "finetuning", "reporting", "training", "store"},
     "api": {"extraction", "training", "inference", "reporting", "finetuning", "whole", "store", "images"},
     "commands": {
         "api",

@@ -222,7 +222,7 @@ KEYS: dict[str, dict[str, str]] = {
         "run": "the id of its run",
         "found": "whether it was there already",
         "ours": "accuracy, log_loss, macro_precision, macro_recall, macro_f1, worst_class, predict_seconds "
-        "(of `split`), val_log_loss, best_epoch, fit_seconds, epoch_seconds, ram_gb, gpu_gb; null where unknown",
+        "(of `split`), val_log_loss, best_epoch, fit_seconds, epoch_seconds, ram_gb, gpu_gb; null: unknown",
         "study": "the study's own figures under the same names, those that it reports",
         "split": "of which split ours are",
         "val_accuracy": "on the validation split",

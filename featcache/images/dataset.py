@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
@@ -66,6 +66,10 @@ class Dataset(ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind who is told of progress: that is in the process a data set is sent from."""
+        return {**self.__dict__, "_progress": None}
 
     @abstractmethod
     def raw(self, i: int) -> bytes | NDArray[np.uint8]:

@@ -138,9 +138,11 @@ def _patient() -> Iterator[None]:
 
 
 def _first_words(error: Exception) -> str:
+    """Return the first sentence of what MLflow says, without the trail of what caused it."""
     text = " ".join(str(error).split()) or type(error).__name__
-    first = text.partition(". ")[0]
-    return f"{first[:300].rstrip('.')}."
+    first = text.partition(". ")[0].partition(" failed with exception")
+    said = f"{first[0]} failed" if first[1] else first[0].rstrip(".")
+    return f"{said[:200]}."
 
 
 def _hint(error: Exception) -> str:

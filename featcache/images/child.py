@@ -17,9 +17,9 @@ import time
 from pathlib import Path
 from typing import IO, Any
 
+from featcache import limits
+
 START = 120.0  # seconds for a process to begin, on a machine that has much to do
-SECONDS = 60.0  # for what is asked at once; an image of 50 megapixels takes two
-ROOM = 2 << 30  # bytes of memory beyond what the pixels take: a file of at most 1 GiB, and the libraries
 BYTES_A_PIXEL = 24  # 16-bit colour with alpha, converted, turned and copied
 
 
@@ -50,7 +50,7 @@ class Child:
             if not self._ready:
                 self._get_ready()
             self._tell(task)
-            answer = json.loads(self._line(time.monotonic() + SECONDS))
+            answer = json.loads(self._line(time.monotonic() + limits.DECODE_SECONDS()))
         except (OSError, ValueError):
             self._process.kill()
             why = _why(self._process.wait())
@@ -143,7 +143,7 @@ def limited(size: int, max_pixels: int) -> None:
     import resource
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = used + size + ROOM + BYTES_A_PIXEL * max_pixels
+    most = used + size + limits.DECODE_BYTES() + BYTES_A_PIXEL * max_pixels
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = most if hard == resource.RLIM_INFINITY else min(most, hard)
     resource.setrlimit(resource.RLIMIT_AS, (most, hard))

@@ -22,7 +22,6 @@ from featcache.commands.root import run
 from featcache.extraction.processes import size_of
 from featcache.extraction.statistics import training_statistics
 from featcache.extraction.views import Fitting
-from featcache.images import child
 from featcache.images.decode import decode
 from featcache.inference.predict import predict_files
 from featcache.progress import silent
@@ -72,7 +71,7 @@ def deadly(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (place / "site" / "sitecustomize.py").write_text(DEADLY)
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place / "site"), before]))
-    monkeypatch.setattr(child, "SECONDS", 0.5)
+    monkeypatch.setenv("FEATCACHE_MAX_DECODE_SECONDS", "1")
     yield
 
 

@@ -1,9 +1,9 @@
 """How long featcache's and scikit-learn's logistic regression take to one and the same objective.
 
 featcache solves the problem at several `--tols`; each ends at some objective (mean loss + penalty, in
-float64). scikit-learn solves it once, far, and says after each of its iterations where it is, so that the time
-at which it first was as low as each of featcache's ends is known. Both get the same mapped float16 table, and all that
-a fit takes counts: moments, standardising, converting. What is printed is the ratio of the two times.
+float64). scikit-learn solves it once, far, and says after each of its iterations where it is: so the time is
+known at which it first was as low as each of featcache's ends. Both get the same mapped float16 table, and
+all that a fit takes counts: moments, standardising, converting. Printed is the ratio of the two times.
 
     python bench/same_objective.py [--table X.npy --labels y.npy | --rows N --columns D]
 """

@@ -20,6 +20,7 @@ GROUND = {
     "version",
     "costs",
     "figures",
+    "limits",
 }
 MAY_IMPORT = {
     "images": set(),

@@ -17,8 +17,12 @@ EXPERIMENT = "featcache"
 TAG = "featcache.run"
 _AT_ONCE = 1000  # numbers in one request, at most: MLflow's own limit
 _REST = 10  # times as long as sending took: how long it rests, so that heads train nine tenths of the time
-# An address that does not answer must not hold up training for minutes.
-_PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+# An address that does not answer must not hold up training for minutes, and stdout is for data.
+_MANNERS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 class Mlflow:
@@ -40,7 +44,7 @@ class Mlflow:
             raise OptionError("--mlflow needs MLflow, which is not installed.", EXTRA) from error
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or EXPERIMENT
         try:
-            with _patient():
+            with _mannered():
                 self._client = MlflowClient(tracking_uri=uri)
                 found = self._client.get_experiment_by_name(name)
                 self._experiment = found.experiment_id if found else self._client.create_experiment(name)
@@ -54,7 +58,7 @@ class Mlflow:
 
     def begins(self, run: str, facts: Mapping[str, Any], again: bool = False) -> None:
         """Make the run, or find it where one goes on, and send its options."""
-        with _patient():
+        with _mannered():
             there = self._found(run) if again else None
             if there is None:
                 tags = {TAG: run, "featcache.version": VERSION}
@@ -94,13 +98,13 @@ class Mlflow:
             self.breaks(run)
 
     def _finish(self, run: str, status: str) -> None:
-        with _patient():
+        with _mannered():
             self._flush(run)
             self._client.set_terminated(self._runs.pop(run), status)
 
     def _flush(self, only: str | None = None) -> None:
         """Send what waits, of all runs or of one."""
-        with _patient():
+        with _mannered():
             for run in [only] if only is not None else list(self._waiting):
                 metrics = self._waiting.pop(run, [])
                 for start in range(0, len(metrics), _AT_ONCE):
@@ -126,9 +130,9 @@ class Mlflow:
 
 
 @contextlib.contextmanager
-def _patient() -> Iterator[None]:
-    """Let MLflow wait for an answer for seconds, unless its own variables say how long."""
-    ours = {name: value for name, value in _PATIENCE.items() if name not in os.environ}
+def _mannered() -> Iterator[None]:
+    """Let MLflow wait for an answer for seconds and print nothing, unless its own variables say otherwise."""
+    ours = {name: value for name, value in _MANNERS.items() if name not in os.environ}
     os.environ.update(ours)
     try:
         yield

@@ -277,7 +277,7 @@ def test_labels_name_what_differs_and_no_two_are_the_same() -> None:
     views = [_record("mlp", views={"mode": "random", "count": 5}), _record("mlp", views=None)]
     assert labelled(views) == ["mlp 5 views, random", "mlp"]
     shown = [{**_record("knn"), "test": {"views": count}} for count in (None, 2)]
-    assert labelled(shown) == ["knn", "knn tested on 2 views"]
+    assert labelled(shown) == ["knn", "knn, averaged"]
     kinds = [
         _record("mlp", backbone=name, params={"lr": lr, "seed": 0}) for name, lr in (("a", 0.1), ("b", 1))
     ]

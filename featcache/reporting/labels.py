@@ -43,8 +43,8 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
         o.get("views") == views for o in records
     ):
         parts.append(f"{views.get('count')} views, {views.get('mode')}")
-    if number := _averaged(record):
-        parts.append(f"tested on {number} views")
+    if _averaged(record):
+        parts[-1] += ", averaged"
     if record.get("calibration") and not all(other.get("calibration") for other in records):
         parts.append("calibrated")
     same = [other for other in records if other.get("backbone") == record.get("backbone")]
@@ -65,10 +65,10 @@ def _options(record: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> l
     return named
 
 
-def _averaged(record: Mapping[str, Any]) -> int | None:
-    """Return how many views of a test image its probabilities are the mean over, None for one."""
+def _averaged(record: Mapping[str, Any]) -> bool:
+    """Return whether probabilities of test images are means over their views."""
     found = record.get("test")
-    return found.get("views") if isinstance(found, Mapping) else None
+    return isinstance(found, Mapping) and bool(found.get("views"))
 
 
 def _subset(record: Mapping[str, Any]) -> str:

@@ -39,6 +39,11 @@ def _worst(entry: Entry) -> str:
     return f"{worst['class']} ({words.decimal(worst['f1'])})" if known else words.UNKNOWN
 
 
+def _rate(entry: Entry) -> str:
+    rate = entry.costs.images_per_second
+    return "" if rate is None else f"{words.count(round(rate))}/s"
+
+
 COLUMNS: tuple[Column, ...] = (
     Column(
         "run", "the head, and the options in which it differs", lambda e: e.label, lambda e: e.label, False
@@ -70,9 +75,10 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(
         "predict 1000",
-        "time to predict 1000 rows",
+        "time to predict 1000 rows; small below it: rows a second",
         lambda e: e.costs.predict_seconds_per_1000,
         lambda e: words.seconds(e.costs.predict_seconds_per_1000),
+        more=_rate,
     ),
     Column(
         "reads",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -339,6 +340,17 @@ def test_a_listener_that_fails_later_costs_no_run_and_is_said_once(cache: Cache)
     assert runs.read_run(done.folder)["run"] == done.record["run"]
     assert len(warned) == 1 and "--tensorboard failed" in warned[0] and "no space left" in warned[0]
     assert other.of(done.record["run"])[-1] == "ends"
+
+
+def test_mlflow_waits_for_seconds_and_prints_nothing_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    quiet, retries = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "MLFLOW_HTTP_REQUEST_MAX_RETRIES"
+    monkeypatch.delenv(quiet, raising=False)
+    monkeypatch.setenv(retries, "9")
+    with live_mlflow._mannered():
+        assert os.environ[quiet] == "true" and os.environ[retries] == "9"
+    assert quiet not in os.environ and os.environ[retries] == "9"
 
 
 def test_values_are_plain_and_finite() -> None:

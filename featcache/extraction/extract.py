@@ -20,6 +20,7 @@ from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
     from featcache.backbones.runtime import Extractor
+    from featcache.extraction.copying import Share
     from featcache.extraction.resolve import Job
     from featcache.images.dataset import Dataset
     from featcache.images.source import Source
@@ -40,7 +41,8 @@ class Extraction:
     bytes: int
     bad_images: int
     seconds: float
-    images: int = 0  # embedded by this call
+    images: int = 0  # embedded by this call, views included
+    copied: int = 0  # copied by this call from other caches, or from an equal image
     extraction_seconds: float = 0.0  # of them, without set-up
     runtime: str | None = None  # what ran the backbone, None where nothing was embedded
     facts: dict[str, Any] = field(default_factory=dict)
@@ -58,6 +60,7 @@ class Extraction:
             "bytes": self.bytes,
             "images_per_second": None if rate is None else round(rate, 2),
             "seconds": round(self.seconds, 3),
+            "copied": self.copied,
             "bad_images": self.bad_images,
             "runtime": self.runtime,
         }
@@ -144,7 +147,7 @@ def _fill(
     from featcache.extraction import several
     from featcache.extraction.batch_size import for_cache
     from featcache.extraction.contained import apart, in_hand
-    from featcache.extraction.copying import notes_of, passes_left
+    from featcache.extraction.copying import expected_of, share_of, siblings_of
     from featcache.extraction.runtime import offer_bf16, take_runtime
     from featcache.extraction.speeds import forget_begun
 
@@ -158,9 +161,11 @@ def _fill(
     rows = sum(len(part) for part in todo)
     if rows < len(cache.plan):
         notify(f"Going on with {cache.name}: {len(cache.plan) - rows} of {len(cache.plan)} rows are there.")
-    for note in notes_of(cache):
+    sources = siblings_of(cache)
+    ahead = expected_of(cache, todo, sources)
+    for note in ahead.notes():
         notify(note)
-    left = passes_left(cache, todo)
+    left, share = ahead.left, share_of(cache, sources)
     with in_hand(settings, cache.name):
         if len(devices) == 1:
             take_runtime(job, extractor, settings, left, cache.name, notify)
@@ -169,13 +174,18 @@ def _fill(
         settings = replace(settings, batch_size=size)
         start = time.perf_counter()
         if len(devices) == 1:
-            images = compute(cache, job, extractor, settings, progress)
+            images = compute(cache, job, extractor, settings, progress, share=share)
+            copied = share.copied
         else:
             images = several.run(cache, job.request, settings, progress)
+            copied = min(
+                ahead.copied, ahead.left + ahead.copied - images
+            )  # shards that were damaged gave none
     runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
     seconds = time.perf_counter() - start
     found = _found(cache.path, cache.seal(), begin, hit=False)
     found.images, found.extraction_seconds, found.runtime = images, seconds, runtime
+    found.copied = copied
     where = ",".join(devices)
     facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
     times = {"seconds": seconds, "total_seconds": found.seconds}
@@ -184,18 +194,25 @@ def _fill(
 
 
 def compute(
-    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress, rest: bool = True
+    cache: Cache,
+    job: Job,
+    extractor: Extractor,
+    settings: Settings,
+    progress: Progress,
+    rest: bool = True,
+    share: Share | None = None,
 ) -> int:
     """Compute what a cache lacks on one device; return the number of images embedded, views included.
 
-    With `rest`, what other processes have in hand too, in the end. Views that another cache has are copied.
+    With `rest`, what other processes have in hand too, in the end. Rows that caches beside it have are
+    copied, as `share` says where it is given.
 
     Raises:
         DatasetError, CacheError: as `pipeline.run`.
     """
     from featcache.extraction import pipeline
     from featcache.extraction.batch_size import for_cache
-    from featcache.extraction.copying import source_of as copies_of
+    from featcache.extraction.copying import share_of
 
     return pipeline.run(
         cache,
@@ -207,7 +224,7 @@ def compute(
         skip_bad=settings.on_bad_image == "skip",
         progress=progress,
         rest=rest,
-        source=copies_of(cache),
+        share=share or share_of(cache),
         contained=job.contained,
     )
 

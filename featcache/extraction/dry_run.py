@@ -9,6 +9,7 @@ from featcache.extraction import memory
 from featcache.extraction.copying import Expected, Share, expected, expected_of
 from featcache.extraction.estimate import check_space, free_bytes, measured_rate, needed_bytes
 from featcache.extraction.extract import folder_with_key, open_job, source_of
+from featcache.extraction.known import known_files
 from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.possible import check_possible
 from featcache.extraction.request import Request, Settings
@@ -41,7 +42,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     if known is not None:
         return _of_cache(Cache(known[0]), settings)
     check_possible(request, settings)
-    job = open_job(request, source, progress)
+    job = open_job(request, source, progress, known_files(settings.features_dir, request, keep=False))
     folder = folder_with_key(settings.features_dir, job.key)
     cache = None if folder is None else Cache(folder)
     if cache is not None and not cache.todo():

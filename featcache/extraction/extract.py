@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from featcache.backbones.runtime import Extractor
     from featcache.extraction.copying import Share
     from featcache.extraction.resolve import Job
-    from featcache.images.dataset import Dataset
+    from featcache.images.dataset import Dataset, Known
     from featcache.images.source import Source
     from featcache.store.cache import Cache
 
@@ -82,7 +82,9 @@ def extract(
         found = _found(*known, begin)
     else:
         check_possible(request, settings)
-        job = open_job(request, source, progress)
+        from featcache.extraction.known import known_files
+
+        job = open_job(request, source, progress, known_files(settings.features_dir, request))
         for note in job.notes:
             notify(note)
         job.key  # noqa: B018  # by now every image and the weights have been read once
@@ -100,8 +102,8 @@ def source_of(request: Request, settings: Settings) -> Source:
     return open_source(request.dataset, settings.data_dir, exclude=ours)
 
 
-def open_job(request: Request, source: Source, progress: Progress) -> Job:
-    """Open the data set and the backbone of a request.
+def open_job(request: Request, source: Source, progress: Progress, known: Known | None = None) -> Job:
+    """Open the data set and the backbone of a request; `known` says which images need not be read again.
 
     Raises:
         DatasetError, BackboneError, WeightsError: they cannot be had.
@@ -109,6 +111,7 @@ def open_job(request: Request, source: Source, progress: Progress) -> Job:
     from featcache.extraction.resolve import resolve
 
     dataset = open_dataset(request, source, progress)
+    dataset.known = known
     return resolve(request, dataset, progress)
 
 

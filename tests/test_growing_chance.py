@@ -67,7 +67,7 @@ STEPS = st.tuples(
 )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     changes=st.lists(st.lists(STEPS, min_size=1, max_size=6), min_size=1, max_size=4),
     shard=st.integers(1, 6),

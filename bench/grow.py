@@ -3,10 +3,10 @@
     python bench/grow.py --data DIR --weights FILE --work DIR [--images 4000] [--share .01]
 
 DIR has images of CIFAR-10 as DIR/{train,test}/<class>/*. So many of them are copied to a folder of our own
-and extracted; then a share is added, a class is renamed, images are deleted and doubled under other names, and
-each time the same is asked for again, in one process. At last images are added once more with all that is
-remembered of the files thrown away, so that every one is read. Beside it the whole command, in a process of its
-own, that has nothing to compute: what start-up costs, whatever the number of images.
+and extracted; then a share is added, a class is renamed, images are deleted and doubled under other names,
+and each time the same is asked for again, in one process. At last images are added once more with all that
+is remembered of the files thrown away, so that every one is read. Beside it the whole command, in a process
+of its own, that has nothing to compute: what start-up costs, whatever the number of images.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Bench:
 
     def command(self) -> None:
         """Run the whole command on images that are all there, under other names, in a process of its own."""
-        (self.photos / "train" / "toad").rename(self.photos / "train" / "frog")
-        (self.photos / "test" / "toad").rename(self.photos / "test" / "frog")
+        for split in ("train", "test"):
+            (self.photos / split / "cat").rename(self.photos / split / "tomcat")
         asked, options = self.request, self.options
         command = [sys.executable, "-m", "featcache", "extract", "--dataset", asked.dataset]
         command += ["--backbone", asked.backbone, "--weights", asked.weights, "--device", options.device]

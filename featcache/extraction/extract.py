@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import DatasetError
 from featcache.extraction import memory
+from featcache.extraction.contained import contained
 from featcache.extraction.possible import check_possible
 from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
@@ -84,7 +85,8 @@ def extract(
         check_possible(request, settings)
         from featcache.extraction.known import known_files
 
-        job = open_job(request, source, progress, known_files(settings.features_dir, request))
+        known_hashes = known_files(settings.features_dir, request)
+        job = open_job(request, source, progress, contained(settings), known_hashes)
         for note in job.notes:
             notify(note)
         job.key  # noqa: B018  # by now every image and the weights have been read once
@@ -102,8 +104,16 @@ def source_of(request: Request, settings: Settings) -> Source:
     return open_source(request.dataset, settings.data_dir, exclude=ours)
 
 
-def open_job(request: Request, source: Source, progress: Progress, known: Known | None = None) -> Job:
-    """Open the data set and the backbone of a request; `known` says which images need not be read again.
+def open_job(
+    request: Request,
+    source: Source,
+    progress: Progress,
+    contained: bool = False,
+    known: Known | None = None,
+) -> Job:
+    """Open the data set and the backbone of a request.
+
+    With `contained` images are decoded in processes that may die; `known` says which need not be read again.
 
     Raises:
         DatasetError, BackboneError, WeightsError: they cannot be had.
@@ -112,7 +122,7 @@ def open_job(request: Request, source: Source, progress: Progress, known: Known 
 
     dataset = open_dataset(request, source, progress)
     dataset.known = known
-    return resolve(request, dataset, progress)
+    return resolve(request, dataset, progress, contained)
 
 
 def open_dataset(request: Request, source: Source, progress: Progress) -> Dataset:

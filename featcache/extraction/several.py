@@ -162,7 +162,7 @@ def work(task: Message, out: IO[str]) -> None:
 
 
 def _extract(task: Message, tell: Any) -> None:
-    from featcache.extraction.contained import apart, in_hand
+    from featcache.extraction.contained import apart, contained, in_hand
     from featcache.extraction.copying import passes_left
     from featcache.extraction.extract import compute, open_job, source_of
     from featcache.extraction.known import known_files
@@ -173,7 +173,7 @@ def _extract(task: Message, tell: Any) -> None:
     settings = Settings(**{**plain, **folders})
     request, cache = Request.from_dict(task["request"]), Cache(task["cache"])
     known = known_files(settings.features_dir, request, keep=False)
-    job = open_job(request, source_of(request, settings), silent, known)
+    job = open_job(request, source_of(request, settings), silent, contained(settings), known)
     if job.key != cache.key:
         raise CacheError(f"The images changed while {cache.name} was being made.", "Run the command again.")
     before: dict[str, int] = {}

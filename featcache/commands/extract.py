@@ -205,6 +205,8 @@ def extract(
     if found.images:
         rate = found.images / found.extraction_seconds
         show(f"      {found.images} images at {rate:.1f} images/s with {found.runtime}")
+    if found.copied:
+        show(f"      {found.copied} copied")
     if found.bad_images:
         show(f"      {found.bad_images} images could not be read: featcache info {found.path.name}")
 
@@ -219,10 +221,10 @@ def _show_plan(request: Request, settings: Settings, as_json: bool) -> None:
         return
     nodes = ", ".join(f"{node} {width}" for node, width in plan["nodes"].items())
     show(f"cache    {plan['cache']}")
-    there, elsewhere = plan["rows_there"], plan["rows_elsewhere"]
-    show(f"images   {plan['images']}, of them {there} already there, {elsewhere} in other such caches")
+    show(f"images   {plan['images']}, of them {plan['rows_there']} already there")
     if plan["views"] > plan["images"]:
-        show(f"views    {plan['views']}, of them {plan['views_left']} to embed")
+        show(f"views    {plan['views']} of all images together")
+    show(f"work     {plan['views_left']} to compute, {plan['copied']} to copy")
     show(f"columns  {nodes} · {plan['bytes_per_image']} bytes an image")
     show(f"disk     {size(plan['bytes'])} still to write, {size(plan['free_bytes'])} free")
     if plan["images_per_second"]:

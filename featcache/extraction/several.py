@@ -165,13 +165,15 @@ def _extract(task: Message, tell: Any) -> None:
     from featcache.extraction.contained import apart, contained, in_hand
     from featcache.extraction.copying import passes_left
     from featcache.extraction.extract import compute, open_job, source_of
+    from featcache.extraction.known import known_files
     from featcache.extraction.runtime import take_runtime
 
     plain = task["settings"]
     folders = {name: Path(plain[name]) for name in ("features_dir", "data_dir")}
     settings = Settings(**{**plain, **folders})
     request, cache = Request.from_dict(task["request"]), Cache(task["cache"])
-    job = open_job(request, source_of(request, settings), silent, contained(settings))
+    known = known_files(settings.features_dir, request, keep=False)
+    job = open_job(request, source_of(request, settings), silent, contained(settings), known)
     if job.key != cache.key:
         raise CacheError(f"The images changed while {cache.name} was being made.", "Run the command again.")
     before: dict[str, int] = {}

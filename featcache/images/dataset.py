@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xxhash
@@ -52,11 +52,26 @@ class Rows:
     progress: Advance | None = None
 
 
+class Known(Protocol):
+    """Remembers what is in files that have not changed since they were read."""
+
+    def recall(self, files: Sequence[str]) -> NDArray[np.uint8]:
+        """Return the content hash of each file, uint8 (N, 16); zeros where it has to be read."""
+        ...
+
+    def keep(self, hashes: NDArray[np.uint8]) -> None:
+        """Remember the hashes (N, 16) of the files that `recall` was asked for, as they were then."""
+        ...
+
+
 class Dataset(ABC):
     """Samples in a fixed order: by split (train, val, test), then by the bytes of the id.
 
-    The attributes `name`, `classes`, `ids`, `labels`, `splits` and `ignored` are those of `Rows`.
+    The attributes `name`, `classes`, `ids`, `labels`, `splits` and `ignored` are those of `Rows`. `known` is
+    asked for content hashes before any file is read; None: all are read.
     """
+
+    known: Known | None = None
 
     def __init__(self, rows: Rows) -> None:
         self.name, self.classes, self.ids = rows.name, rows.classes, rows.ids
@@ -117,28 +132,35 @@ class Dataset(ABC):
     def content_hashes(self) -> NDArray[np.uint8]:
         """The `content_hash` of every sample, uint8 (N, 16); all zeros for a sample that cannot be read."""
         hashes = np.zeros((len(self), HASH_SIZE), dtype=np.uint8)
-        for start, found in self._shares():
-            part = np.frombuffer(found, dtype=np.uint8).reshape(-1, HASH_SIZE)
-            hashes[start : start + len(part)] = part
+        known = self.known if len(self) and self.file(0) is not None else None
+        if known is not None:
+            hashes[:] = known.recall([self.file(row) or "" for row in range(len(self))])
+        left = np.flatnonzero(~hashes.any(axis=1))
+        done = len(self) - len(left)
+        for rows, found in self._shares(left):
+            hashes[rows] = np.frombuffer(found, dtype=np.uint8).reshape(-1, HASH_SIZE)
+            done += len(rows)
             if self._progress is not None:
-                self._progress(min(start + _SHARE, len(self)), len(self))
+                self._progress(done, len(self))
+        if known is not None and len(left):
+            known.keep(hashes)
         hashes.flags.writeable = False
         return hashes
 
-    def _shares(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (first row, hashes) of every share: read here while that is quick, then by threads."""
-        starts, quick = iter(range(0, len(self), _SHARE)), True
-        while quick and (start := next(starts, None)) is not None:
+    def _shares(self, left: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], bytes]]:
+        """Yield (rows, hashes) of every share of rows: read here while that is quick, then by threads."""
+        shares, quick = iter(np.split(left, range(_SHARE, len(left), _SHARE)) if len(left) else []), True
+        while quick and (share := next(shares, None)) is not None:
             begin = time.perf_counter()
-            found = self._hashes(start)
+            found = self._hashes(share)
             quick = time.perf_counter() - begin <= _QUICK * _SHARE
-            yield start, found
-        left = list(starts)
+            yield share, found
+        others = list(shares)
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from zip(left, pool.map(self._hashes, left), strict=True)
+            yield from zip(others, pool.map(self._hashes, others), strict=True)
 
-    def _hashes(self, start: int) -> bytes:
-        return b"".join(self._hash(i) for i in range(start, min(start + _SHARE, len(self))))
+    def _hashes(self, rows: NDArray[np.int64]) -> bytes:
+        return b"".join(self._hash(i) for i in rows.tolist())
 
     def _hash(self, i: int) -> bytes:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,6 @@ from featcache.store import records
 from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
-    from featcache.backbones.runtime import Extractor
     from featcache.extraction.resolve import Job
     from featcache.images.dataset import Dataset
     from featcache.images.source import Source
@@ -141,75 +140,29 @@ def _fill(
     job: Job, settings: Settings, cache: Cache | None, begin: float, progress: Progress, notify: Notify
 ) -> Extraction:
     """Compute what is missing and seal the cache."""
-    from featcache.extraction import several
-    from featcache.extraction.batch_size import for_cache
-    from featcache.extraction.contained import apart, in_hand
-    from featcache.extraction.copying import notes_of, passes_left
-    from featcache.extraction.runtime import offer_bf16, take_runtime
+    from featcache.extraction.contained import apart
+    from featcache.extraction.copying import notes_of
+    from featcache.extraction.engines import Work, engine_of
     from featcache.extraction.speeds import forget_begun
 
-    devices = several.devices_of(settings.device)
-    extractor = job.extractor(devices[0])
+    engine = engine_of(settings)
+    extractor = job.extractor(*engine.extractor)
     if cache is None:
         cache = _create(job, settings, dict(extractor.columns))
         forget_begun(settings.features_dir, cache.name)
     job.contained = apart(settings, cache.name)
-    todo = cache.todo()
-    rows = sum(len(part) for part in todo)
+    rows = sum(len(part) for part in cache.todo())
     if rows < len(cache.plan):
         notify(f"Going on with {cache.name}: {len(cache.plan) - rows} of {len(cache.plan)} rows are there.")
     for note in notes_of(cache):
         notify(note)
-    left = passes_left(cache, todo)
-    with in_hand(settings, cache.name):
-        if len(devices) == 1:
-            take_runtime(job, extractor, settings, left, cache.name, notify)
-            offer_bf16(job, extractor, settings, left, notify)
-        size = for_cache(settings.batch_size, extractor, cache)
-        settings = replace(settings, batch_size=size)
-        start = time.perf_counter()
-        if len(devices) == 1:
-            images = compute(cache, job, extractor, settings, progress)
-        else:
-            images = several.run(cache, job.request, settings, progress)
-    runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
-    seconds = time.perf_counter() - start
+    done = engine.fill(Work(cache, job, extractor, settings, progress, notify))
     found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds, found.runtime = images, seconds, runtime
-    where = ",".join(devices)
-    facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
-    times = {"seconds": seconds, "total_seconds": found.seconds}
+    found.images, found.extraction_seconds, found.runtime = done.images, done.seconds, done.runtime
+    facts = {"device": done.device, "runtime": done.runtime, "batch_size": done.batch_size}
+    times = {"images": done.images, "seconds": done.seconds, "total_seconds": found.seconds}
     memory.record_extraction(settings.features_dir, cache.name, facts | times)
     return found
-
-
-def compute(
-    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress, rest: bool = True
-) -> int:
-    """Compute what a cache lacks on one device; return the number of images embedded, views included.
-
-    With `rest`, what other processes have in hand too, in the end. Views that another cache has are copied.
-
-    Raises:
-        DatasetError, CacheError: as `pipeline.run`.
-    """
-    from featcache.extraction import pipeline
-    from featcache.extraction.batch_size import for_cache
-    from featcache.extraction.copying import source_of as copies_of
-
-    return pipeline.run(
-        cache,
-        job.dataset,
-        extractor,
-        batch_size=for_cache(settings.batch_size, extractor, cache),
-        workers=settings.workers,
-        max_pixels=job.request.max_pixels,
-        skip_bad=settings.on_bad_image == "skip",
-        progress=progress,
-        rest=rest,
-        source=copies_of(cache),
-        contained=job.contained,
-    )
 
 
 def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:

@@ -133,8 +133,23 @@ class Reader:
         Raises:
             DatasetError: an image changed since the plan was made.
         """
+        return (batch for batch in self.stream(parts) if batch is not None)
+
+    def stream(self, parts: Iterator[ShardPlan | None]) -> Iterator[Batch | None]:
+        """Yield batches as `batches` does; where the next shard is None, for now there is none.
+
+        Then all that was read ahead comes out, and None behind it.
+
+        Raises:
+            DatasetError: an image changed since the plan was made.
+        """
         ahead: deque[Batch] = deque()
         for part in parts:
+            if part is None:
+                while ahead:
+                    yield self._ready(ahead.popleft())
+                yield None
+                continue
             for first in range(part.first, part.stop, self.how.batch_size):
                 rows = range(first, min(first + self.how.batch_size, part.stop))
                 for views in groups(self._new(part)):

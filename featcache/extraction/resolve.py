@@ -49,7 +49,7 @@ class Job:
         precision = precision or self.recipe.precision
         return Extractor(self.network, self.recipe.nodes, self.recipe.preprocess, precision, device)
 
-    def _where(self) -> dict[str, Any]:
+    def where(self) -> dict[str, Any]:
         """Return the request with whole paths and the resolved weights, so that a repair finds them again."""
         asked = self.request.to_dict()
         if self.recipe.views is not None:
@@ -82,13 +82,25 @@ class Job:
             "dataset": self.dataset_record(),
             "columns": columns,
             "rows_per_shard": shard_rows or rows_of_shards(widest, self.recipe.store_dtype, views),
-            "request": self._where(),
+            "request": self.where(),
             "versions": versions(),
         }
 
 
-def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and deviation of each channel."""
+
+
+def resolve(
+    request: Request, dataset: Dataset, progress: Progress, statistics: Statistics | None = None
+) -> Job:
     """Load the weights and decide every value of the recipe.
+
+    Args:
+        request: what is asked for.
+        dataset: its images.
+        progress: told how far reading weights, and measuring the images, is.
+        statistics: of the training images, where they are known; else measured if the request wants them.
 
     Raises:
         BackboneError, WeightsError: the backbone, node or weights are unknown or do not fit.
@@ -103,13 +115,13 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
     network = weights.assemble(request.backbone, state)
     nodes = catalogue.resolve_nodes(request.backbone, network, request.layers, request.pool)
 
-    def preprocess(statistics: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Preprocess:
+    def preprocess(statistics: Statistics | None) -> Preprocess:
         normalize = "none" if request.normalize == "dataset" and statistics is None else request.normalize
         return resolve_preprocess(choice, request.preprocess, request.image_size, normalize, statistics)
 
     step = preprocess(None)
     if request.normalize == "dataset":
-        step = preprocess(_statistics(request, dataset, step, progress))
+        step = preprocess(statistics or _statistics(request, dataset, step, progress))
     views = request.asked_views()
     recipe = Recipe(
         backbone=request.backbone,
@@ -125,9 +137,7 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
     return Job(request, dataset, recipe, network, weights_before, [*request.notes(), *choice.notes])
 
 
-def _statistics(
-    request: Request, dataset: Dataset, step: Preprocess, progress: Progress
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(request: Request, dataset: Dataset, step: Preprocess, progress: Progress) -> Statistics:
     """Return each channel's mean and deviation over the training images, fitted as for the backbone."""
     rows = [row for row, code in enumerate(dataset.splits.tolist()) if SPLITS[code] == "train"]
 

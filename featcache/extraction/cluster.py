@@ -100,14 +100,14 @@ def actors_of(settings: Settings, nodes: list[dict[str, float]]) -> Actors:
     with_gpu = [node for node in nodes if node.get("GPU", 0) >= 1]
     if settings.device == "cuda" and not with_gpu and settings.ray_actors is None:
         raise OptionError(
-            "The Ray cluster has no GPU.", "Give --device cpu, or --ray-actors N and let it grow."
+            "The Ray cluster has no GPU.", "Give --device cpu; or --ray-actors, to let it grow."
         )
     if settings.device != "cpu" and (with_gpu or settings.device == "cuda"):
         share = min((node.get("CPU", 0) / node["GPU"] for node in with_gpu), default=1)
         cpus = settings.workers or max(1, math.floor(share))
         return Actors(settings.ray_actors or int(sum(node["GPU"] for node in with_gpu)), 1, cpus)
     if not nodes and settings.ray_actors is None:
-        raise OptionError("The Ray cluster has no CPUs.", "Give --ray-actors N and let it grow.")
+        raise OptionError("The Ray cluster has no CPUs.", "Give --ray-actors, to let it grow.")
     cpus = settings.workers or min(CPUS, int(min((node["CPU"] for node in nodes), default=1)))
     room = sum(int(node.get("CPU", 0)) // cpus for node in nodes)
     return Actors(settings.ray_actors or max(1, room), 0, cpus)

@@ -1,8 +1,8 @@
 """The actors of a Ray cluster at work on one cache: who is handed which shard, and what if one is lost.
 
-Ray places the actors, starts them again and lets the cluster grow. Here shards are handed out from an iterator,
-few to each actor, so that the driver's memory does not grow with their number; those of an actor that was lost
-are handed out again. Nothing else has to be known: a shard that is done twice is committed once.
+Ray places the actors, starts them again and lets the cluster grow. Here shards are handed out from an
+iterator, few to each actor, so that no more is kept of many than of few; those of an actor that was lost are
+handed out again. Nothing else has to be known: a shard that is done twice is committed once.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Crew:
             room = [member for member in room if member.flight < self._window]
 
     def _answers(self) -> Iterator[tuple[_Member, int | None, Message | None]]:
-        """Wait for an answer, yield what came: who, the shard, and what was said; None: the actor was lost."""
+        """Wait for an answer; yield who, the shard, and what was said, None where the actor was lost."""
         if not self._asked:
             raise CacheError(
                 "All Ray actors were lost again and again before the cache was finished.",

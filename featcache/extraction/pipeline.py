@@ -69,8 +69,8 @@ def run(
         rest: whether to compute in the end what other processes have in hand, or had when they died.
         source: a finished cache to copy views from that it has already.
         contained: decode images in files in processes of their own, so that a decoder may die.
-        stream: the shards, one by one as somebody hands them out; None says that for now there is no more, and
-            that what is under way should be committed. They are among `parts`, and not claimed.
+        stream: the shards, one by one as somebody hands them out, of those in `parts` and without claims;
+            None says that for now there is no more, and that what is under way should be committed.
 
     Raises:
         DatasetError: an image cannot be read, unless `skip_bad`.

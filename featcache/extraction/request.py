@@ -139,9 +139,7 @@ class Settings:
     decode_in: str = "auto"  # processes where a run is to go on in spite of bad images, or one has died
     engine: str = "local"  # who computes: this machine, or the actors of a Ray cluster
     ray_address: str | None = None  # of the cluster; None: one of this machine alone, for this run
-    ray_actors: int | None = (
-        None  # None: one for each GPU, or for the CPUs as `featcache.extraction.crew` says
-    )
+    ray_actors: int | None = None  # None: as many as find room, see `featcache.extraction.cluster`
 
     def __post_init__(self) -> None:
         if self.engine not in ENGINES:

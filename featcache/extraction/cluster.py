@@ -48,6 +48,19 @@ def connected(address: str | None) -> Iterator[Any]:
         ray.shutdown()
 
 
+def check_there(address: str | None) -> None:
+    """Refuse a cluster that cannot be used, before images are read for it.
+
+    Raises:
+        OptionError: Ray is not installed, or there is no cluster at the address.
+    """
+    if address is None:
+        _imported(None)
+        return
+    with connected(address):
+        pass
+
+
 def _imported(address: str | None) -> Any:
     if address is None:
         # Ray binds to all interfaces except where it takes a machine for one that is never part of a cluster.

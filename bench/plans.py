@@ -4,8 +4,8 @@
 
 The images are invented (ids of 35 bytes, train/n00000012/n0000016543_ab.JPEG), the plan and the records
 are the real ones. Every step runs in a process of its own; `peak` is what its largest resident size grew by
-while the step ran. Beside the plan: `--commits` writes and reads a commit record for every shard, `--listing N`
-makes a folder of N empty images, and lists it as an extraction does.
+while the step ran. Beside the plan: `--commits` writes and reads a commit record for every shard,
+`--listing N` makes a folder of N empty images, and lists it as an extraction does.
 """
 
 from __future__ import annotations

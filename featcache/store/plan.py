@@ -60,7 +60,8 @@ class Plan:
     def range_of(self, split: str) -> range:
         """Return the rows of a stored split, an empty range where it has none."""
         code = SPLITS.index(split)
-        first, stop = np.searchsorted(self.splits, [code, code + 1])
+        # Of the codes' own type: with another, all of them would be converted for it.
+        first, stop = np.searchsorted(self.splits, np.array([code, code + 1], np.uint8))
         return range(int(first), int(stop))
 
     def counts(self) -> dict[str, int]:

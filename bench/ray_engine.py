@@ -1,11 +1,12 @@
 """Ray's actors against the engine of this machine: images/s, efficiency, and the driver's memory.
 
-    python bench/ray.py [--actors 1 2] [--cpus 1] [--data folder:DIR] [--device cpu|cuda] [--runs 3]
+    python bench/ray_engine.py --data folder:DIR [--actors 1 2] [--cpus 1] [--device cpu|cuda] [--runs 3]
 
 Each run fills a fresh cache. The plain engine runs in a process of its own with as many threads as one actor
-has; a Ray run is timed from the moment all actors have embedded their first shard until the last shard is
-committed, and beside it the whole of it, cluster included. Efficiency is images/s over actors × the plain
-engine's images/s. Runs take turns, so that whatever else the machine does falls on all alike; the median counts.
+has; a Ray run is timed from when all actors should have embedded their first shards until the last shard is
+committed (`rate`), and beside it the whole of it, cluster included (`seconds`). Efficiency is images/s over
+actors × the plain engine's. Runs take turns, so that whatever else the machine does falls on all alike; the
+median counts.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cpus", type=int, default=1)
-    parser.add_argument("--data", default="folder:/work/real/imagenette160-subset")
+    parser.add_argument("--data", required=True, metavar="folder:DIR")
     parser.add_argument("--backbone", default="squeezenet1_1")
     parser.add_argument("--size", type=int, default=160)
     parser.add_argument("--shard", type=int, default=16)

@@ -73,7 +73,7 @@ def one(asked: dict[str, Any]) -> dict[str, Any]:
 def run(asked: dict[str, Any], actors: int) -> dict[str, Any]:
     """Do one run in a process of its own."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(asked["cpus"]), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, __file__, "--one", json.dumps({**asked, "actors": actors})]
+    command = [sys.executable, __file__, "--one", json.dumps({**asked, "actors": actors}), "--data", ""]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

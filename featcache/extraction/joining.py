@@ -12,7 +12,7 @@ from typing import Any
 
 from featcache import errors
 from featcache.errors import CacheError, FeatcacheError
-from featcache.extraction.contained import apart
+from featcache.extraction.contained import apart, contained
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job, resolve
 from featcache.images.catalogue import open_source
@@ -53,7 +53,7 @@ def join(task: Mapping[str, Any]) -> tuple[Cache, Job, Settings]:
     rows = Rows(cache.record["dataset"]["name"], cache.classes, plan.ids, plan.labels, plan.splits)
     dataset = planned(source, rows, plan.hashes, request.limit)
     step = cache.recipe.preprocess
-    job = resolve(request, dataset, silent, (step.mean, step.std))
+    job = resolve(request, dataset, silent, contained(settings), statistics=(step.mean, step.std))
     if job.recipe.fingerprint != cache.recipe.fingerprint:
         raise CacheError(
             f"The weights or the program found here are not those {cache.name} was planned with.",

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.backbones import catalogue, weights
-from featcache.backbones.preprocess import dataset_statistics, fit, resolve_preprocess
+from featcache.backbones.preprocess import Statistics, resolve_preprocess
 from featcache.backbones.runtime import Extractor
-from featcache.errors import BadImageError, DatasetError
 from featcache.extraction.memory import FileState, file_states
 from featcache.extraction.request import Request, versions
+from featcache.extraction.statistics import training_statistics
 from featcache.images.dataset import Dataset
-from featcache.images.sample import SPLITS
 from featcache.progress import Progress
 from featcache.recipe import Decoding, Preprocess, Recipe, canonical_json, format_of
 from featcache.store.plan import Plan, rows_of_shards
@@ -87,12 +86,12 @@ class Job:
         }
 
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and deviation of each channel."""
-
-
 def resolve(
-    request: Request, dataset: Dataset, progress: Progress, statistics: Statistics | None = None
+    request: Request,
+    dataset: Dataset,
+    progress: Progress,
+    contained: bool = False,
+    statistics: Statistics | None = None,
 ) -> Job:
     """Load the weights and decide every value of the recipe.
 
@@ -100,11 +99,12 @@ def resolve(
         request: what is asked for.
         dataset: its images.
         progress: told how far reading weights, and measuring the images, is.
+        contained: decode images in processes that may die.
         statistics: of the training images, where they are known; else measured if the request wants them.
 
     Raises:
         BackboneError, WeightsError: the backbone, node or weights are unknown or do not fit.
-        DatasetError: an image cannot be read while measuring `normalize="dataset"`.
+        DatasetError: no image can be read while measuring `normalize="dataset"`.
     """
     choice = weights.resolve(request.backbone, request.weights)
     weights.check_layers(choice, request.layers)
@@ -121,7 +121,9 @@ def resolve(
 
     step = preprocess(None)
     if request.normalize == "dataset":
-        step = preprocess(statistics or _statistics(request, dataset, step, progress))
+        step = preprocess(
+            statistics or training_statistics(dataset, step, request.max_pixels, progress, contained)
+        )
     views = request.asked_views()
     recipe = Recipe(
         backbone=request.backbone,
@@ -134,23 +136,5 @@ def resolve(
         decoding=Decoding(max_pixels=request.max_pixels),
         views=views,
     )
-    return Job(request, dataset, recipe, network, weights_before, [*request.notes(), *choice.notes])
-
-
-def _statistics(request: Request, dataset: Dataset, step: Preprocess, progress: Progress) -> Statistics:
-    """Return each channel's mean and deviation over the training images, fitted as for the backbone."""
-    rows = [row for row, code in enumerate(dataset.splits.tolist()) if SPLITS[code] == "train"]
-
-    def images() -> Any:
-        """Yield the fitted training images, telling the progress."""
-        for done, row in enumerate(rows, 1):
-            try:
-                yield fit(dataset.image(row, request.max_pixels), step)
-            except BadImageError:
-                continue  # extraction names it
-            finally:
-                progress("statistics", done, len(rows))
-
-    if not rows:
-        raise DatasetError(f"{dataset.name} has no training images to take mean and deviation from.")
-    return dataset_statistics(images())
+    notes = [*request.notes(), *choice.notes]
+    return Job(request, dataset, recipe, network, weights_before, notes, contained)

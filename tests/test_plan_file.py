@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from featcache.errors import DamagedError, FeatcacheError
+from featcache.images.catalogue import open_source
 from featcache.images.names import BLOCK, Names
 from featcache.store import archive, plan_file, records
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan
 from tests.kit_caches import empty_cache, plan
+
+
+def make_image(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(os.fsencode(path.name))
+
 
 texts = st.text(st.characters(codec="utf-8"), max_size=6) | st.just("\udcff.png")
 
@@ -41,6 +49,18 @@ def test_names_of_several_blocks() -> None:
     assert packed.index(names[-1]) == len(names) - 1 and packed.data.nbytes == sum(
         len(name.encode()) for name in names
     )
+
+
+def test_many_listed_images_are_the_same_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["ape/b.png", "ape/a/c.png", "ape/ü.png", "ape/\udcff.png", "bee/日.png", "bee/\U0001f41d.png"]
+    for name in names:
+        make_image(tmp_path / "photos" / "train" / name)
+    few = open_source(f"folder:{tmp_path / 'photos'}", tmp_path).open()
+    assert list(few.ids) == sorted((f"train/{name}" for name in names), key=os.fsencode)
+    monkeypatch.setattr("featcache.images.listing.MANY", 1)
+    many = open_source(f"folder:{tmp_path / 'photos'}", tmp_path).open()
+    assert isinstance(many.ids, Names) and many.ids == few.ids and many.fingerprint == few.fingerprint
+    assert many.limited(1).ids == few.limited(1).ids and many.raw(2) == few.raw(2)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 1000])

@@ -236,3 +236,17 @@ def test_without_the_extra_the_next_step_is_said(
         extract(request_, settings_in(tmp_path))
     assert 'pip install "featcache[ray]"' in error.value.hint
     assert not list(tmp_path.glob("features/*--*")), "nothing is begun"
+
+
+def test_the_doctor_says_which_ray_or_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from featcache.extraction import machine
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(machine.metadata, "version", lambda name: f"{name} 2.99")
+    assert machine.ray_version() == "ray 2.99"
+    monkeypatch.setattr(machine.metadata, "version", absent)
+    assert 'pip install "featcache[ray]"' in machine.ray_version()

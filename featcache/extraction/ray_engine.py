@@ -45,7 +45,7 @@ class Ray:
             try:
                 chosen = crew.first(work.notify)
                 maker.take(chosen)
-                for _ in range(1, actors.count):
+                for _ in range(1, min(actors.count, len(work.cache.todo()))):
                     crew.add()
                 images = _follow(crew, work)
                 finished = True

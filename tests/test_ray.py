@@ -16,7 +16,7 @@ import pytest
 
 from featcache.errors import DatasetError, OptionError
 from featcache.extraction.actor import MARK, Extracting
-from featcache.extraction.cluster import Actors, actors_of
+from featcache.extraction.cluster import Actors, actors_of, check_there
 from featcache.extraction.extract import Extraction, extract
 from featcache.extraction.joining import task_of
 from featcache.extraction.request import Request, Settings, versions
@@ -236,6 +236,14 @@ def test_without_the_extra_the_next_step_is_said(
         extract(request_, settings_in(tmp_path))
     assert 'pip install "featcache[ray]"' in error.value.hint
     assert not list(tmp_path.glob("features/*--*")), "nothing is begun"
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:9", "nowhere.invalid:6379"])
+def test_an_address_where_nobody_is_is_refused_at_once(address: str) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: pip install featcache[ray]")
+    with pytest.raises(OptionError, match=rf"There is no Ray cluster at {address}: ") as error:
+        check_there(address)
+    assert "ray start --head" in error.value.hint
 
 
 def test_the_doctor_says_which_ray_or_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

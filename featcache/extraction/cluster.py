@@ -13,6 +13,7 @@ from featcache.errors import OptionError
 from featcache.extraction.request import Settings
 
 CPUS = 4  # of an actor without a GPU, at most: several of them use many cores better than one
+KNOCK = 10.0  # seconds for a cluster's address to answer
 OBJECTS = 80 << 20  # bytes of Ray's object store in a cluster of our own: only numbers travel
 
 
@@ -35,17 +36,27 @@ def connected(address: str | None) -> Iterator[Any]:
     if address is None:
         how |= {"include_dashboard": False, "object_store_memory": OBJECTS}
     try:
+        _knock(address)
         ray.init(address=address or "local", **how)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        said = str(error).strip().partition("\n")[0]
+        said = str(error).strip().partition("\n")[0].rstrip(".")
         raise OptionError(
-            f"There is no Ray cluster at {address or 'this machine'}: {said}",
+            f"There is no Ray cluster at {address or 'this machine'}: {said}.",
             "Start one with: ray start --head; or leave out --ray-address to use this machine alone.",
         ) from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _knock(address: str | None) -> None:
+    """Raise OSError where nobody listens at host:port; Ray would try for minutes."""
+    import socket
+
+    host, _, port = (address or "").rpartition(":")
+    if host and port.isdigit() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=KNOCK).close()
 
 
 def check_there(address: str | None) -> None:

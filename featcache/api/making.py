@@ -44,6 +44,9 @@ def extract(
     workers: int | None = None,
     on_bad_image: str = "error",
     decode_in: str = "auto",
+    engine: str = "local",
+    ray_address: str | None = None,
+    ray_actors: int | None = None,
     data_dir: PathLike = "data",
     features_dir: PathLike = "features",
     progress: Progress = silent,
@@ -76,6 +79,9 @@ def extract(
         on_bad_image: "error" or "skip".
         decode_in: "threads", "processes", where a decoder may die or hang, or "auto": processes where bad
             images are skipped, there are many for a GPU, or a run has died.
+        engine: "local", or "ray" for the actors of a Ray cluster (a connection that Ray has already is used).
+        ray_address: of the cluster, "auto" for the one this machine is part of; None: this machine alone.
+        ray_actors: as many as find room where None.
         data_dir: where downloaded data sets are.
         features_dir: where caches are.
         progress: told what is being done, how far it is, and how much there is.
@@ -92,7 +98,7 @@ def extract(
     )  # fmt: skip
     settings = Settings(
         Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime,
-        decode_in=decode_in,
+        decode_in=decode_in, engine=engine, ray_address=ray_address, ray_actors=ray_actors,
     )  # fmt: skip
     return Cache(extraction.extract(request, settings, progress, notify).path)
 

@@ -81,6 +81,7 @@ class Share:
         self._twins = Twins(plan, shards, cache, check)
         self._divided: dict[str, Division] = {}
         self.copied = 0  # views of the shards that were asked for
+        self.left: dict[str, int] = {}  # views that are computed, by the name of such a shard
 
     def of(self, part: ShardPlan) -> Division:
         """Return what of a shard is computed and what copied; decided when it is first asked for."""
@@ -88,6 +89,7 @@ class Share:
             self._divided[part.name] = division = self._divide(part)
             self._twins.begin(part)
             self.copied += division.copied
+            self.left[part.name] = division.left
         return self._divided[part.name]
 
     def wanted(self, part: ShardPlan) -> list[Wanted]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ from featcache.store import records
 from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
-    from featcache.backbones.runtime import Extractor
-    from featcache.extraction.copying import Share
     from featcache.extraction.resolve import Job
     from featcache.images.dataset import Dataset, Known
     from featcache.images.source import Source
@@ -157,15 +155,13 @@ def _fill(
     job: Job, settings: Settings, cache: Cache | None, begin: float, progress: Progress, notify: Notify
 ) -> Extraction:
     """Compute what is missing and seal the cache."""
-    from featcache.extraction import several
-    from featcache.extraction.batch_size import for_cache
-    from featcache.extraction.contained import apart, in_hand
-    from featcache.extraction.copying import expected_of, share_of, siblings_of
-    from featcache.extraction.runtime import offer_bf16, take_runtime
+    from featcache.extraction.contained import apart
+    from featcache.extraction.copying import expected_of, siblings_of
+    from featcache.extraction.engines import Work, engine_of
     from featcache.extraction.speeds import forget_begun
 
-    devices = several.devices_of(settings.device)
-    extractor = job.extractor(devices[0])
+    engine = engine_of(settings)
+    extractor = job.extractor(*engine.extractor)
     if cache is None:
         cache = _create(job, settings, dict(extractor.columns))
         forget_begun(settings.features_dir, cache.name)
@@ -178,68 +174,16 @@ def _fill(
     ahead = expected_of(cache, todo, sources)
     for note in ahead.notes():
         notify(note)
-    left, share = ahead.left, share_of(cache, sources)
-    with in_hand(settings, cache.name):
-        if len(devices) == 1:
-            take_runtime(job, extractor, settings, left, cache.name, notify)
-            offer_bf16(job, extractor, settings, left, notify)
-        size = for_cache(settings.batch_size, extractor, cache)
-        settings = replace(settings, batch_size=size)
-        start = time.perf_counter()
-        if len(devices) == 1:
-            images = compute(cache, job, extractor, settings, progress, share=share)
-            copied = share.copied
-        else:
-            images = several.run(cache, job.request, settings, progress)
-            copied = min(
-                ahead.copied, ahead.left + ahead.copied - images
-            )  # shards that were damaged gave none
-    runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
-    seconds = time.perf_counter() - start
+    done = engine.fill(Work(cache, job, extractor, settings, progress, notify, sources, ahead.left))
     found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds, found.runtime = images, seconds, runtime
-    found.copied = copied
-    where = ",".join(devices)
-    facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
-    times = {"seconds": seconds, "total_seconds": found.seconds}
+    found.images, found.extraction_seconds, found.runtime = done.images, done.seconds, done.runtime
+    # Of shards that were damaged nothing was copied.
+    likely = min(ahead.copied, ahead.left + ahead.copied - done.images)
+    found.copied = likely if done.copied is None else done.copied
+    facts = {"device": done.device, "runtime": done.runtime, "batch_size": done.batch_size}
+    times = {"images": done.images, "seconds": done.seconds, "total_seconds": found.seconds}
     memory.record_extraction(settings.features_dir, cache.name, facts | times)
     return found
-
-
-def compute(
-    cache: Cache,
-    job: Job,
-    extractor: Extractor,
-    settings: Settings,
-    progress: Progress,
-    rest: bool = True,
-    share: Share | None = None,
-) -> int:
-    """Compute what a cache lacks on one device; return the number of images embedded, views included.
-
-    With `rest`, what other processes have in hand too, in the end. Rows that caches beside it have are
-    copied, as `share` says where it is given.
-
-    Raises:
-        DatasetError, CacheError: as `pipeline.run`.
-    """
-    from featcache.extraction import pipeline
-    from featcache.extraction.batch_size import for_cache
-    from featcache.extraction.copying import share_of
-
-    return pipeline.run(
-        cache,
-        job.dataset,
-        extractor,
-        batch_size=for_cache(settings.batch_size, extractor, cache),
-        workers=settings.workers,
-        max_pixels=job.request.max_pixels,
-        skip_bad=settings.on_bad_image == "skip",
-        progress=progress,
-        rest=rest,
-        share=share or share_of(cache),
-        contained=job.contained,
-    )
 
 
 def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:

@@ -52,6 +52,7 @@ def run(
     rest: bool = True,
     share: Share | None = None,
     contained: bool = False,
+    stream: Iterator[ShardPlan | None] | None = None,
 ) -> int:
     """Extract all shards that are not committed yet; return the number of images embedded, views included.
 
@@ -68,6 +69,8 @@ def run(
         rest: whether to compute in the end what other processes have in hand, or had when they died.
         share: what is computed and what is copied; None: only what the cache itself holds twice is copied.
         contained: decode images in files in processes of their own, so that a decoder may die.
+        stream: the shards, one by one as somebody hands them out, of those in `parts` and without claims;
+            None says that for now there is no more, and that what is under way should be committed.
 
     Raises:
         DatasetError: an image cannot be read, unless `skip_bad`.
@@ -82,9 +85,14 @@ def run(
     work = _Work(cache, dataset, extractor, _Count(cache, left, progress), share)
     lane.prepare(reader.shape)  # while the processes that decode begin
     under_way: deque[tuple[Batch, int, Features, Flight]] = deque()
-    computed = work.computed(writer, shared(cache.path, left, partial(_committed, cache), rest))
+    handed = stream or shared(cache.path, left, partial(_committed, cache), rest)
     try:
-        for batch in reader.batches(computed):
+        for batch in reader.stream(work.computed(writer, handed)):
+            if batch is None:
+                while under_way:
+                    work.land(reader, writer, *under_way.popleft())
+                writer.finish()
+                continue
             if batch.bad and not skip_bad:
                 raise unreadable(dataset, batch.bad)
             for view, pixels in batch.each_view():
@@ -139,9 +147,14 @@ class _Work:
     count: _Count
     share: Share
 
-    def computed(self, writer: Writer, parts: Iterator[ShardPlan]) -> Iterator[ShardPlan]:
+    def computed(
+        self, writer: Writer, parts: Iterator[ShardPlan | None] | Iterator[ShardPlan]
+    ) -> Iterator[ShardPlan | None]:
         """Yield the shards of which something is to be computed, and let the others be copied."""
         for part in parts:
+            if part is None:
+                yield None
+                continue
             wanted = self.share.wanted(part)
             if copied := len(part) - sum(len(one.rows) for one in wanted):
                 self.count.rows(part.split, copied)

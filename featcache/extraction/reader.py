@@ -142,8 +142,23 @@ class Reader:
         Raises:
             DatasetError: an image changed since the plan was made.
         """
+        return (batch for batch in self.stream(parts) if batch is not None)
+
+    def stream(self, parts: Iterator[ShardPlan | None]) -> Iterator[Batch | None]:
+        """Yield batches as `batches` does; where the next shard is None, for now there is none.
+
+        Then all that was read ahead comes out, and None behind it.
+
+        Raises:
+            DatasetError: an image changed since the plan was made.
+        """
         ahead: deque[Batch] = deque()
         for part in parts:
+            if part is None:
+                while ahead:
+                    yield self._ready(ahead.popleft())
+                yield None
+                continue
             for batch in self._begun(part):
                 ahead.append(batch)
                 if len(ahead) > self._ahead:

@@ -43,8 +43,8 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     if known is not None:
         return _of_cache(Cache(known[0]), settings)
     check_possible(request, settings)
-    known = known_files(settings.features_dir, request, keep=False)
-    job = open_job(request, source, progress, contained(settings), known)
+    read_before = known_files(settings.features_dir, request, keep=False)
+    job = open_job(request, source, progress, contained(settings), read_before)
     folder = folder_with_key(settings.features_dir, job.key)
     cache = None if folder is None else Cache(folder)
     if cache is not None and not cache.todo():

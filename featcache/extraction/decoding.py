@@ -122,26 +122,31 @@ class Threads:
     def __init__(self, dataset: Dataset, fitting: Fitting) -> None:
         self._dataset, self._fitting = dataset, fitting
 
-    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
-        hashes = [self._dataset.content_hashes[row].tobytes() for row in range(first, stop)]
-        out = room.by_view[:, place : place + stop - first]
-        drawn = Drawn(room.views, self._dataset.ids[first:stop])
-        return decode_into(out, lambda i: self._dataset.raw(first + i), hashes, self._fitting, fitted, drawn)
+    def decode(self, rows: Sequence[int], room: Room, place: int, fitted: bool) -> Decoded:
+        """Decode rows into a batch's room from a place on, and so for every view."""
+        hashes = [self._dataset.content_hashes[row].tobytes() for row in rows]
+        out = room.by_view[:, place : place + len(rows)]
+        drawn = Drawn(room.views, [self._dataset.ids[row] for row in rows])
+        return decode_into(out, lambda i: self._dataset.raw(rows[i]), hashes, self._fitting, fitted, drawn)
 
     def close(self) -> None:
         """Nothing to do."""
 
 
-def raise_if_changed(decoded: Decoded, dataset: Dataset, first: int) -> None:
+def raise_if_changed(decoded: Decoded, dataset: Dataset, rows: Sequence[int]) -> None:
     """Refuse an image whose bytes are not those from which the plan was made.
+
+    Args:
+        decoded: what became of the images.
+        dataset: theirs.
+        rows: theirs.
 
     Raises:
         DatasetError: naming it.
     """
     if decoded.changed is not None:
         raise DatasetError(
-            f"The image {dataset.ids[first + decoded.changed]} changed while its features were being "
+            f"The image {dataset.ids[rows[decoded.changed]]} changed while its features were being "
             "extracted.",
             "Run the same command again when the images are at rest.",
         )

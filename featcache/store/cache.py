@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featcache import atomic, limits
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, layout, publishing, quantised, records, shard, sharing
+from featcache.store import claims, layout, plan_file, publishing, quantised, records, shard, sharing
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -46,13 +46,8 @@ class Cache:
         """
         alone = publishing.prepare(path, settled=False)
         if not (path / records.RECIPE).exists():
-            data = plan.to_bytes()
-            atomic.write(path / records.PLAN, data)
-            whole = {
-                "format": record["recipe"]["format"],
-                **record,
-                "plan": {"bytes": len(data), "xxh3_128": shard.hash_of(data)},
-            }
+            facts = plan_file.write_plan(path, plan)
+            whole = {"format": record["recipe"]["format"], **record, "plan": facts}
             publishing.publish_recipe(path, records.to_bytes(whole), alone)
         else:
             atomic.settle(path)  # another process may have linked the recipe a moment ago
@@ -105,17 +100,7 @@ class Cache:
         Raises:
             DamagedError: it is missing or differs.
         """
-        path, expected = self.path / records.PLAN, self.record["plan"]
-        try:
-            data = records.read_regular(path, expected["bytes"])
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing.", self._mend()) from None
-        if len(data) != expected["bytes"] or shard.hash_of(data) != expected["xxh3_128"]:
-            raise DamagedError(f"{path} differs from what was written.", self._mend())
-        plan = Plan.from_bytes(data)
-        if not np.all((plan.labels >= -1) & (plan.labels < max(len(self.classes), 1))):
-            raise DamagedError(f"{path} names classes that there are not.", self._mend())
-        return plan
+        return plan_file.open_plan(self.path, self.record["plan"], len(self.classes), self._mend())
 
     def shards(self) -> list[ShardPlan]:
         """Return all planned shards in order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from featcache import atomic
 from featcache.errors import DamagedError
-from featcache.store import records, shard
+from featcache.store import plan_file, records
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan, ShardPlan
 
@@ -48,8 +48,4 @@ def restore_plan(cache: Cache, plan: Plan) -> bool:
     Raises:
         SpaceError, CacheError: it cannot be written.
     """
-    data = plan.to_bytes()
-    if shard.hash_of(data) != cache.record["plan"]["xxh3_128"]:
-        return False
-    atomic.write(cache.path / records.PLAN, data)
-    return True
+    return plan_file.restore_plan(cache.path, plan, cache.record["plan"])

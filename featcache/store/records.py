@@ -6,7 +6,9 @@ a cache may come from anyone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -104,6 +106,13 @@ def read_regular(path: Path, limit: int) -> bytes:
         CacheError: it may not be read, or the disk fails.
         FileNotFoundError, NotADirectoryError: there is no such file.
     """
+    with open_regular(path, limit) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, limit: int) -> Iterator[io.FileIO]:
+    """Open what `read_regular` reads, for as long as it is wanted; it raises the same."""
     try:
         descriptor = os.open(path, _READ_FLAGS)
         with open(descriptor, "rb", buffering=0) as file:
@@ -112,7 +121,7 @@ def read_regular(path: Path, limit: int) -> bytes:
                 raise _damaged(path, "it is not a regular file")
             if facts.st_size > limit:
                 raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
-            return file.read()
+            yield file
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:

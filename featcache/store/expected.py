@@ -170,7 +170,7 @@ EXTRACTION: dict[str, Any] = {
     **dict.fromkeys(("seconds", "total_seconds"), _number),
     "device": _text,
     "runtime": _perhaps(_text),
-    "batch_size": _perhaps(_positive),
+    "batch_size": _perhaps(_count),
 }
 
 

@@ -72,7 +72,7 @@ def read(path: Path) -> dict[str, Any]:
     """
     data = read_regular(path, limits.RECORD_BYTES())
     try:
-        record = json.loads(data, parse_constant=_refuse_constant)
+        record = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_object)
         if not isinstance(record, dict):
             raise ValueError("it is no object")
         claimed, found = record.pop("sha256", None), sha256_of(record)
@@ -130,6 +130,13 @@ def open_regular(path: Path, limit: int) -> Iterator[io.FileIO]:
         raise CacheError(
             f"Cannot read {path}: {error.strerror or error}.", "Check its permissions and the disk."
         ) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # readers would differ in which of the two holds
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 def _refuse_constant(name: str) -> None:
@@ -228,7 +235,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         raise CacheError(
             f"No cache in {folder}: {RECIPE} is missing.", "featcache ls lists the caches."
         ) from error
-    for name in (SHARDS, COMMITS):
+    for name in (SHARDS, COMMITS, HEADS):
         if (folder / name).is_symlink():
             raise _damaged(folder / name, "it is a link to elsewhere")
     if record["key"] != cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"]):

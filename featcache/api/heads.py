@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from featcache.errors import OptionError
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
+from featcache.store.keeping import local
 from featcache.training import evaluate as evaluation
 from featcache.training import fit, networks, runs
 from featcache.training import sweep as sweeping
@@ -44,7 +44,7 @@ def train_head(
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
+    opened = cache if isinstance(cache, Cache) else Cache(find_cache(local(features_dir), cache))
     training = fit.Training(
         head,
         params,
@@ -100,7 +100,7 @@ def sweep(
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
+    opened = cache if isinstance(cache, Cache) else Cache(find_cache(local(features_dir), cache))
     training = fit.Training(
         head,
         params,
@@ -126,7 +126,7 @@ def evaluate(run: str, *, test_views: bool = False, features_dir: PathLike = "fe
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    folder = runs.find_run(Path(features_dir), run)
+    folder = runs.find_run(local(features_dir), run)
     if networks.is_network(folder):
         from featcache import whole
 

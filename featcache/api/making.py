@@ -11,6 +11,7 @@ from featcache.extraction import extract as extraction
 from featcache.extraction.request import Request, Settings, augmentation
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
+from featcache.store.keeping import local
 
 if TYPE_CHECKING:
     from featcache.whole import Finetuned
@@ -89,7 +90,7 @@ def extract(
         views=views, augment=augmentation(augment), view_seed=view_seed, views_of=views_of,
     )  # fmt: skip
     settings = Settings(
-        Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime,
+        local(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime,
         decode_in=decode_in,
     )  # fmt: skip
     return Cache(extraction.extract(request, settings, progress, notify).path)
@@ -125,6 +126,6 @@ def finetune(
     if from_run is None and weights is not None:
         named["weights"] = os.fspath(weights)
     given = {**options, **{name: value for name, value in named.items() if value is not None}}
-    place = Place(Path(features_dir), Path(data_dir), device, workers, keep_checkpoints)
+    place = Place(local(features_dir), Path(data_dir), device, workers, keep_checkpoints)
     asked = whole.Asked(given, from_run, None if from_run is None or weights is None else os.fspath(weights))
     return whole.finetune(asked, place, whole.Watch(progress=progress))

@@ -19,7 +19,7 @@ from featcache.extraction.siblings import rows_elsewhere
 from featcache.extraction.views import forward_passes
 from featcache.progress import Progress, silent
 from featcache.recipe import ITEMSIZES
-from featcache.store import records
+from featcache.store import keeping, records
 from featcache.store.cache import Cache
 
 
@@ -63,7 +63,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     needed = needed_bytes(job.recipe, plan, measured["columns"], record["rows_per_shard"], todo)
     check_space(settings.features_dir, needed)
     return {
-        "cache": str(settings.features_dir / name),
+        "cache": keeping.shown(settings.features_dir / name),
         "hit": False,
         "fingerprint": job.key,
         "images": len(job.dataset),
@@ -95,7 +95,7 @@ def _copied(settings: Settings, job: Job, rows: Mapping[str, int]) -> int:
 def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
     itemsize = ITEMSIZES[cache.recipe.store_dtype]
     return {
-        "cache": str(cache.path),
+        "cache": keeping.shown(cache.path),
         "hit": True,
         "fingerprint": cache.key,
         "images": len(cache.plan),

@@ -15,7 +15,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
-from featcache.store import records
+from featcache.store import keeping, records
 from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Extraction:
         """Return the documented keys of `featcache extract --json`."""
         rate = self.images / self.extraction_seconds if self.extraction_seconds else None
         return {
-            "cache": str(self.path),
+            "cache": keeping.shown(self.path),
             "hit": self.hit,
             "fingerprint": self.fingerprint,
             "rows": self.rows,

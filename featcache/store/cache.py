@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, layout, publishing, quantised, records, shard, sharing
+from featcache.store import claims, keeping, layout, publishing, quantised, records, shard, sharing
+from featcache.store.checked import read_checked
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -47,7 +48,7 @@ class Cache:
         alone = publishing.prepare(path, settled=False)
         if not (path / records.RECIPE).exists():
             data = plan.to_bytes()
-            atomic.write(path / records.PLAN, data)
+            keeping.write(path / records.PLAN, data)
             whole = {
                 "format": record["recipe"]["format"],
                 **record,
@@ -107,10 +108,10 @@ class Cache:
         """
         path, expected = self.path / records.PLAN, self.record["plan"]
         try:
-            data = records.read_regular(path, expected["bytes"])
+            data = read_checked(path, expected["bytes"], expected["xxh3_128"])
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing.", self._mend()) from None
-        if len(data) != expected["bytes"] or shard.hash_of(data) != expected["xxh3_128"]:
+        if data is None:
             raise DamagedError(f"{path} differs from what was written.", self._mend())
         plan = Plan.from_bytes(data)
         if not np.all((plan.labels >= -1) & (plan.labels < max(len(self.classes), 1))):
@@ -130,8 +131,7 @@ class Cache:
         planned = {part.name: part for part in self.shards()}
         found = {commit.shard: commit for commit in records.read_commits(self.path, self.key)}
         for name, commit in found.items():
-            part = planned.get(name)
-            if part is None or not commit.fits(part.first, part.stop):
+            if (part := planned.get(name)) is None or not commit.fits(part.first, part.stop):
                 raise DamagedError(f"The commit record of shard {name} in {self.path} does not fit the plan.")
         return found
 
@@ -183,11 +183,8 @@ class Cache:
         Raises:
             CacheError: shards are still missing.
         """
-        left = self.todo()
-        if left:
-            raise CacheError(
-                f"{self.name} is not finished: {len(left)} shards are missing.", "Extract again."
-            )
+        if left := len(self.todo()):
+            raise CacheError(f"{self.name} is not finished: {left} shards are missing.", "Extract again.")
         # The last record may be another process's, linked but not yet durable: the seal must not outlive it.
         atomic.settle(self.path / records.COMMITS)
         commits = list(self.commits().values())
@@ -203,7 +200,7 @@ class Cache:
         data = records.to_bytes(seal)
         path = self.path / records.SEAL
         if not path.exists() or path.read_bytes() != data:
-            atomic.write(path, data)
+            keeping.write(path, data)
         else:
             atomic.settle(self.path)  # written by another process, perhaps a moment ago
         for folder in (self.path, self.path / records.SHARDS, self.path / records.COMMITS):
@@ -225,15 +222,17 @@ class Cache:
         bad = sorted(each for commit in self.commits().values() for each in commit.bad)
         return [(self.plan.ids[row], reason) for row, reason in bad]
 
-    def blocks(self, commit: Commit) -> dict[str, shard.Block]:
+    def blocks(self, commit: Commit, afresh: bool = False) -> dict[str, shard.Block]:
         """Check a shard byte for byte and array by array; return where its arrays lie.
+
+        With `afresh` a copy of one that is elsewhere is made anew.
 
         Raises:
             DamagedError: it is missing or differs from what was committed.
         """
         path = records.check_size(self.path, commit)
         try:
-            found = shard.hash_of_file(path)
+            found = shard.hash_brought(path, commit.xxh3_128, afresh)
         except OSError as error:
             raise self._harmed(path, f"it cannot be read ({error.strerror or error})") from error
         if found != commit.xxh3_128:
@@ -259,14 +258,14 @@ class Cache:
                 yield part, "not extracted yet"
                 continue
             try:
-                self.blocks(done[part.name])
+                self.blocks(done[part.name], afresh=True)
             except DamagedError as error:
                 yield part, error.message
             else:
                 yield part, ""
 
     def _harmed(self, path: Path, why: str) -> DamagedError:
-        return DamagedError(f"Shard {path} is damaged: {why}.", self._mend())
+        return DamagedError(f"Shard {keeping.shown(path)} is damaged: {why}.", self._mend())
 
     def _mend(self) -> str:
         return f"Run: featcache verify {self.name} --repair."

@@ -10,8 +10,8 @@ from pathlib import Path
 from featcache import atomic
 from featcache.errors import CacheError
 from featcache.store import records
+from featcache.store.keeping import FOLDER as FOLDER
 
-FOLDER = ".featcache"
 USED = "used"  # an empty file for each cache, whose time says when it was used
 
 

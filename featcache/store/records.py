@@ -18,7 +18,7 @@ from typing import Any
 
 from featcache.errors import CacheError, DamagedError
 from featcache.recipe import canonical_json, check_format, sha256_of
-from featcache.store import expected
+from featcache.store import expected, keeping
 
 RECIPE = "recipe.json"
 PLAN = "plan.npz"
@@ -70,6 +70,15 @@ def read(path: Path) -> dict[str, Any]:
         FormatError: the record is of an unknown format.
         FileNotFoundError: there is no such file.
     """
+    try:
+        return _read(path)
+    except DamagedError:
+        if not keeping.bring(path, again=True):
+            raise
+    return _read(path)  # what was damaged was a copy
+
+
+def _read(path: Path) -> dict[str, Any]:
     data = read_regular(path, MAX_RECORD_BYTES)
     try:
         record = json.loads(data, parse_constant=_refuse_constant)
@@ -106,6 +115,7 @@ def read_regular(path: Path, limit: int) -> bytes:
         CacheError: it may not be read, or the disk fails.
         FileNotFoundError, NotADirectoryError: there is no such file.
     """
+    keeping.bring(path)
     try:
         descriptor = os.open(path, _READ_FLAGS)
         with open(descriptor, "rb", buffering=0) as file:
@@ -130,7 +140,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"{path} is damaged: {why}.", _mend(path))
+    return DamagedError(f"{keeping.shown(path)} is damaged: {why}.", _mend(path))
 
 
 def _mend(path: Path) -> str:
@@ -194,6 +204,8 @@ def read_commits(folder: Path, key: str) -> Iterator[Commit]:
     Raises:
         DamagedError: one is damaged or belongs to another cache.
     """
+    if (far := keeping.far_of(folder)) is not None:
+        far.refresh_commits(folder)
     for path in sorted((folder / COMMITS).glob("*.json")):
         commit = read_commit(path)
         if commit.key != key:
@@ -267,6 +279,12 @@ def check_size(folder: Path, commit: Commit) -> Path:
         DamagedError: it is missing or not of that size.
     """
     path = folder / SHARDS / commit.file
+    if (far := keeping.far_of(folder)) is not None:
+        size = far.size(path)
+        if size != commit.size:
+            found = "the shard is missing" if size is None else f"it has {size} bytes"
+            raise _damaged(path, f"{found}, {commit.size} were committed")
+        return path
     try:
         facts = path.lstat()
     except FileNotFoundError:

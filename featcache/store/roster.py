@@ -20,8 +20,9 @@ import numpy as np
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError
 from featcache.recipe import FORMAT, sha256_of
-from featcache.store import expected, records, shard
+from featcache.store import expected, keeping, records, shard
 from featcache.store.cache import Cache
+from featcache.store.checked import read_checked
 from featcache.store.plan import Plan
 
 NAME = "finetune"  # what stands in the folder's name where a cache has its backbone
@@ -65,10 +66,10 @@ class Roster:
         atomic.make_folder(path / records.HEADS)
         if not (path / records.ROSTER).exists():
             data = plan.to_bytes()
-            atomic.write(path / records.PLAN, data)
+            keeping.write(path / records.PLAN, data)
             digest = {"bytes": len(data), "xxh3_128": shard.hash_of(data)}
             whole = {"format": FORMAT, "key": key, "dataset": dataset, "request": request, "plan": digest}
-            atomic.publish_once(path / records.ROSTER, records.to_bytes(whole))
+            keeping.publish_once(path / records.ROSTER, records.to_bytes(whole))
         found = cls(path)
         if found.key != key:
             raise CacheError(f"{path} holds the rows of another data set.", _MEND)
@@ -103,10 +104,10 @@ class Roster:
         """
         path, wanted = self.path / records.PLAN, self.record["plan"]
         try:
-            data = records.read_regular(path, wanted["bytes"])
+            data = read_checked(path, wanted["bytes"], wanted["xxh3_128"])
         except FileNotFoundError:
             raise DamagedError(f"{path} is missing.", _MEND) from None
-        if len(data) != wanted["bytes"] or shard.hash_of(data) != wanted["xxh3_128"]:
+        if data is None:
             raise DamagedError(f"{path} differs from what was written.", _MEND)
         plan = Plan.from_bytes(data)
         if not np.all((plan.labels >= -1) & (plan.labels < max(len(self.classes), 1))):

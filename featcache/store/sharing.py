@@ -16,6 +16,7 @@ from pathlib import Path
 
 from featcache import atomic
 from featcache.errors import CacheError
+from featcache.store import keeping
 from featcache.store.recent import FOLDER
 
 MARK = "writer"  # in the cache, where only one process may write: who it is, as a temporary's name
@@ -36,6 +37,8 @@ def admit(cache: Path) -> bool:
     Raises:
         CacheError: only one may, and another process does.
     """
+    if (far := keeping.far_of(cache)) is not None:
+        return far.admit(cache)
     key = (str(cache.parent), cache.parent.stat().st_dev)
     with _one_at_a_time:
         if key not in _found:
@@ -120,6 +123,8 @@ def _free(mark: Path, why: str) -> None:
 
 def release(cache: Path) -> None:
     """Take the mark away, if it is this process's."""
+    if (far := keeping.far_of(cache)) is not None:
+        far.release(cache)
     mark = cache / MARK
     if _held.pop(mark, None) == os.getpid():
         with contextlib.suppress(OSError):

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -63,11 +63,8 @@ class Objects:
     def __init__(self, url: str, error: type[FeatcacheError] = CacheError) -> None:
         self.url, self._error = url.rstrip("/"), error
         with self._reported("open", ""):
-            import fsspec
-
-            options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-            self.fs, self._root = fsspec.core.url_to_fs(self.url, **options)
-        self._root = self._root.rstrip("/")
+            self.fs = _file_system(self.url)
+            self._root = str(self.fs._strip_protocol(self.url)).rstrip("/")
 
     @property
     def creates(self) -> bool:
@@ -106,6 +103,16 @@ class Objects:
         """Yield (name, bytes) of several objects in order, asked for at once; None for one not there."""
         wanted = list(names)
         yield from zip(wanted, self._pool.map(self.get, wanted), strict=True)
+
+    def begin(self, name: str) -> Future[bytes | None]:
+        """Ask for an object's bytes, and do not wait for them."""
+        return self._pool.submit(self.get, name)
+
+    def stop(self) -> None:
+        """Let go of what was asked for and has not begun."""
+        pool = self.__dict__.pop("_pool", None)
+        if pool is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def at_once(self, work: Callable[[str], object], names: Iterable[str]) -> None:
         """Do something for several names at once; the first error is raised."""
@@ -164,6 +171,22 @@ class Objects:
         except Exception as error:
             what = f"Cannot {verb} {self.url}{f'/{name}' if name else ''}"
             raise self._error(f"{what}: {_why(error)}.", _hint(error)) from error
+
+
+_systems: dict[Any, Any] = {}
+
+
+def _file_system(url: str) -> Any:
+    """Return fsspec's file system for a URL; one for all of S3, whose set-up takes half a second."""
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    said = tuple(sorted(item for item in os.environ.items() if item[0].startswith(("AWS_", "FSSPEC_"))))
+    key = (protocol if protocol in _CREATES else url, said, os.getpid())
+    if key not in _systems:
+        options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
+        _systems[key] = fsspec.core.url_to_fs(url, **options)[0]
+    return _systems[key]
 
 
 def _why(error: Exception) -> str:

@@ -122,12 +122,18 @@ class Threads:
     def __init__(self, dataset: Dataset, fitting: Fitting) -> None:
         self._dataset, self._fitting = dataset, fitting
 
-    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view."""
+    def decode(
+        self, first: int, stop: int, room: Room, place: int, fitted: bool, source: Any = None
+    ) -> Decoded:
+        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view.
+
+        `source` gives what is stored for each by its place, where it was asked for before.
+        """
+        source = source or self._dataset.begin(range(first, stop))
         hashes = [self._dataset.content_hashes[row].tobytes() for row in range(first, stop)]
         out = room.by_view[:, place : place + stop - first]
         drawn = Drawn(room.views, self._dataset.ids[first:stop])
-        return decode_into(out, lambda i: self._dataset.raw(first + i), hashes, self._fitting, fitted, drawn)
+        return decode_into(out, source, hashes, self._fitting, fitted, drawn)
 
     def close(self) -> None:
         """Nothing to do."""

@@ -93,7 +93,7 @@ def extract(
 
 def source_of(request: Request, settings: Settings) -> Source:
     """Return the source of a request's images; what featcache itself keeps beside them is no part of it."""
-    ours = (settings.features_dir, settings.data_dir)
+    ours = (settings.features_dir, keeping.shown(settings.features_dir), settings.data_dir)
     return open_source(request.dataset, settings.data_dir, exclude=ours)
 
 

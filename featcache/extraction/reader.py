@@ -150,6 +150,7 @@ class Reader:
 
     def close(self) -> None:
         """Stop the threads and processes; what has not begun is dropped."""
+        self.dataset.stop()
         self.pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
         for ring in self._rings.values():
@@ -177,7 +178,8 @@ class Reader:
         step, fitted = self._decoder.images, ring is self._rings[True]
         for begin in range(rows.start, rows.stop, step):
             some = begin, min(begin + step, rows.stop)
-            task = self.pool.submit(self._decoder.decode, *some, room, begin - rows.start, fitted)
+            source = () if self._processes else (self.dataset.begin(range(*some)),)
+            task = self.pool.submit(self._decoder.decode, *some, room, begin - rows.start, fitted, *source)
             batch.tasks.append((begin, task))
         return batch
 

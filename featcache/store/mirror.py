@@ -119,9 +119,8 @@ class Mirror:
         Raises:
             CacheError: the store does not answer or refuses.
         """
-        here = {
-            name for name in self._files(self.root) if _kept(name)
-        }  # before the list: what is written meanwhile is there before it is here
+        # Before the list: what is written meanwhile is there before it is here.
+        here = {name for name in self._files(self.root) if _kept(name)}
         there = _those(_kept, self.objects.list())
         self._sizes = {name: entry.size for name, entry in there.items() if _SHARD.fullmatch(name)}
         gone = [name for name in here if name not in there]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.store import keeping, mirror
+from featcache.store import keeping, opening
 
 _numbers = itertools.count()
 KEYS = {
@@ -63,9 +63,9 @@ def other_machine(url: str, place: Path) -> Path:
 
 def forget() -> None:
     """Forget every open mirror, as a new process would."""
-    for root in list(mirror._open):
+    for root in list(opening._open):
         keeping.register(root, None)
-    mirror._open.clear()
+    opening._open.clear()
 
 
 def names(url: str) -> list[str]:

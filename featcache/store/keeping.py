@@ -69,6 +69,10 @@ class Far(Protocol):
         """Make a cache's commit records here those that are there."""
         ...
 
+    def several(self) -> bool:
+        """Return whether several processes may write there at once."""
+        ...
+
     def admit(self, cache: Path) -> bool:
         """Return whether only one process may write into a cache, and it is this one; see `sharing.admit`."""
         ...
@@ -95,7 +99,7 @@ def local(features_dir: str | os.PathLike[str], mirrors: Path | None = None) -> 
 
     Args:
         features_dir: a path, or a URL such as s3://bucket/features, which is mirrored.
-        mirrors: where mirrors are; None: see `featcache.store.mirror.place_of`.
+        mirrors: where mirrors are; None: see `featcache.store.opening.place_of`.
 
     Raises:
         OptionError: a URL was made a path, which loses a slash.
@@ -108,7 +112,7 @@ def local(features_dir: str | os.PathLike[str], mirrors: Path | None = None) -> 
         if _A_URL_ONCE.match(text):
             raise OptionError(f"{text} was a URL before it became a path.", "Give it as a text.")
         return Path(text)
-    from featcache.store.mirror import open_mirror
+    from featcache.store.opening import open_mirror
 
     return open_mirror(text, mirrors)
 
@@ -136,7 +140,7 @@ def far_of(path: Path) -> Far | None:
         if place not in _plain:
             mark = place / FOLDER / MARK
             if mark.is_file():
-                from featcache.store.mirror import open_again
+                from featcache.store.opening import open_again
 
                 return open_again(place)
             _plain.add(place)

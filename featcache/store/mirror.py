@@ -11,8 +11,6 @@ say what is in them. Whoever removes the mirror loses time, and nothing else.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -21,10 +19,10 @@ from pathlib import Path
 
 from featcache import atomic
 from featcache.errors import CacheError
-from featcache.objects import Entry, Objects, server
+from featcache.objects import Entry, Objects
 from featcache.store import keeping, records
+from featcache.store.keeping import FOLDER
 from featcache.store.oneatatime import OneAtATime
-from featcache.store.recent import FOLDER
 
 FREE = 0.1  # of a disk stays free of copies of the shards that are written
 _CACHE, _RUN = r"[A-Za-z0-9._-]+--[A-Za-z0-9._-]+--[0-9a-f]{10}", r"heads/[a-z0-9-]{1,40}-[0-9a-f]{8}"
@@ -32,63 +30,6 @@ _RECORD = re.compile(rf"{_CACHE}/(?:(?:recipe|roster|seal)\.json|{_RUN}/run\.jso
 _COMMIT = re.compile(rf"{_CACHE}/commits/{records.SHARD_NAME.pattern}\.json")
 _SHARD = re.compile(rf"{_CACHE}/shards/{records.FILE_NAME.pattern}")
 _OTHER = re.compile(rf"{_CACHE}/(?:plan\.npz|{_RUN}/(?!config\.json$)[A-Za-z0-9][A-Za-z0-9._-]*)")
-
-
-def open_mirror(url: str, mirrors: Path | None = None) -> Path:
-    """Return the folder of this machine that mirrors a features folder in a store, brought up to date.
-
-    Raises:
-        CacheError: the store does not answer or refuses, or the folder cannot be written.
-    """
-    objects = Objects(url)
-    root = place_of(objects.url, mirrors)
-    if root in _open:
-        _open[root].refresh()
-        return root
-    atomic.make_folder(root / FOLDER)
-    said = json.dumps({"url": objects.url, "server": server()}).encode()
-    mark = root / FOLDER / keeping.MARK
-    if not mark.is_file() or mark.read_bytes() != said:
-        atomic.write(mark, said)
-    return _opened(root, objects)
-
-
-def open_again(root: Path) -> Mirror:
-    """Open the mirror that a folder is, as the mark in it says.
-
-    Raises:
-        CacheError: the store does not answer or refuses, or another server is meant now.
-    """
-    said = keeping.mirrored(root)
-    if said["server"] != server():
-        raise CacheError(
-            f"{root} mirrors {said['url']} of the server {said['server'] or 'that is the default'}, "
-            f"and now {server() or 'the default one'} would be asked.",
-            "Set AWS_ENDPOINT_URL as it was, or name the URL itself.",
-        )
-    _opened(root, Objects(said["url"]))
-    return _open[root]
-
-
-def place_of(url: str, mirrors: Path | None = None) -> Path:
-    """Return where a URL is mirrored: in `mirrors`, FEATCACHE_MIRROR, or the user's cache folder."""
-    given = mirrors or os.environ.get("FEATCACHE_MIRROR")
-    if not given:
-        home = os.environ.get("XDG_CACHE_HOME")
-        given = (Path(home) if home else Path.home() / ".cache") / "featcache" / "mirrors"
-    name = hashlib.sha256(f"{url} {server()}".encode()).hexdigest()[:16]
-    return Path(given).expanduser().resolve() / name
-
-
-_open: dict[Path, Mirror] = {}
-
-
-def _opened(root: Path, objects: Objects) -> Path:
-    mirror = Mirror(root, objects)
-    mirror.refresh()
-    _open[root] = mirror
-    keeping.register(root, mirror)
-    return root
 
 
 class Mirror:
@@ -218,6 +159,14 @@ class Mirror:
             self._sizes[name] = entry.size
         return self._sizes[name]
 
+    def several(self) -> bool:
+        """Return whether several processes may write: the store says who was first.
+
+        Raises:
+            CacheError: the store does not answer or refuses.
+        """
+        return self._writers.several
+
     def admit(self, cache: Path) -> bool:
         """Return whether only one process may write into a cache, and it is this one.
 
@@ -245,9 +194,13 @@ class Mirror:
         return path.relative_to(self.root).as_posix()
 
     def _fetch(self, wanted: Mapping[str, Entry]) -> list[str]:
-        """Fetch the objects whose copies here are not theirs; return their names."""
-        new = [name for name, entry in wanted.items() if not self._is_copy(name, entry)]
-        for name, data in self.objects.get_all(new):
+        """Fetch the objects whose copies here are not theirs; return the names of those that were others."""
+        new = []
+        left = [name for name, entry in wanted.items() if not self._is_copy(name, entry)]
+        for name, data in self.objects.get_all(left):
+            path = self.root / name
+            if data is not None and (not path.exists() or path.read_bytes() != data):
+                new.append(name)
             if data is not None:
                 self._lay(name, data, wanted[name])
         return new

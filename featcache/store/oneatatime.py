@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import os
 import secrets
 import threading
@@ -12,10 +13,16 @@ import time
 from featcache import atomic
 from featcache.errors import CacheError
 from featcache.objects import Objects
-from featcache.store.recent import FOLDER
+from featcache.store.keeping import FOLDER
 
 MARK = "writer"  # in the cache, where only one process may write: who it is
 _SETTLE = 0.5  # seconds in which a mark put at the same moment by another shows itself
+
+
+def _unknown_there(error: BaseException | None) -> bool:
+    """Return whether a store, or its library, refuses a condition as something that it does not know."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSYS, errno.EINVAL) or isinstance(error, (NotImplementedError, TypeError))
 
 
 class OneAtATime:
@@ -47,8 +54,9 @@ class OneAtATime:
         trial = f"{FOLDER}/trial-{secrets.token_hex(8)}"
         try:
             first, second = (self._objects.put_new(trial, data) for data in (b"first", b"second"))
-        except CacheError:
-            self._objects.put(trial, b"again")  # what cannot be written at all is told
+        except CacheError as error:
+            if not _unknown_there(error.__cause__):
+                raise  # all may be well, and others would write while this process believes to be alone
             return False
         finally:
             with contextlib.suppress(CacheError):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from featcache import atomic
 from featcache.errors import DamagedError, FeatcacheError, RunError
+from featcache.objects import is_url
 from featcache.recipe import FORMAT
 from featcache.store import expected, keeping, records
 from featcache.store.arrays import unpack
@@ -153,7 +154,8 @@ def find_run(features_dir: Path, name: str, unfinished: bool = False) -> Path:
     Raises:
         RunError: none or several match; the message lists them.
     """
-    name = keeping.below(features_dir, name).rpartition(f"/{records.HEADS}/")[2]
+    if is_url(name):
+        name = keeping.below(features_dir, name).rpartition("/")[2]
     if name and (Path(name) / RUN).is_file():
         return Path(name).resolve()
     there = _folders(features_dir, unfinished)

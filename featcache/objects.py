@@ -11,13 +11,14 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featcache.errors import CacheError, FeatcacheError
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]+://")
 _CREATES = {"s3", "s3a", "memory"}  # whose put-if-absent is one step, and tried here
@@ -154,6 +155,8 @@ class Objects:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
+        from concurrent.futures import ThreadPoolExecutor
+
         return ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="objects")
 
     def _path(self, name: str) -> str:
@@ -223,6 +226,8 @@ def _entry(facts: Mapping[str, Any]) -> Entry:
 
 def _ns(moment: Any) -> int:
     """Return a moment as stores tell it, a date, its text or seconds, in ns since the epoch."""
+    from datetime import datetime
+
     if isinstance(moment, str):
         with contextlib.suppress(ValueError):
             moment = datetime.fromisoformat(moment)

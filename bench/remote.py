@@ -1,7 +1,7 @@
 """Object storage: what its protocol costs beside local folders, on a server on this machine's loopback.
 
-The server is moto's, one Python process on the same cores, which does far more for a request than one
-that is made for it, and there is nearly no network: the figures say what our side costs, not what a store gives.
+The server is moto's, one Python process on the same cores, which does far more for a request than one that is
+made for it, and there is nearly no network: the figures say what our side costs, not what a store gives.
 Extraction is of the same images, in the same shards, from and to a folder and a bucket in turns; epochs of a
 head are of a plain folder, of a mirror with nothing in it yet, and of one with all of it there.
 """

@@ -64,8 +64,12 @@ class Objects:
     def __init__(self, url: str, error: type[FeatcacheError] = CacheError) -> None:
         self.url, self._error = url.rstrip("/"), error
         with self._reported("open", ""):
-            self.fs = _file_system(self.url)
             self._root = str(self.fs._strip_protocol(self.url)).rstrip("/")
+
+    @property
+    def fs(self) -> Any:
+        """The file system of fsspec; in a process that was forked one of its own."""
+        return _file_system(self.url)
 
     @property
     def creates(self) -> bool:
@@ -141,7 +145,7 @@ class Objects:
         with self._reported("write", name):
             try:
                 self.fs.pipe_file(self._path(name), data, mode="create")
-            except OSError:  # FileExistsError, or one of another name for it
+            except Exception:  # FileExistsError, or what a library makes of it, or a reply that was lost
                 there = self.get(name)
                 if there is None:
                     raise
@@ -167,9 +171,7 @@ class Objects:
         """Turn what the libraries raise into one sentence: each has classes of its own for it."""
         try:
             yield
-        except FeatcacheError:
-            raise
-        except (KeyboardInterrupt, SystemExit, MemoryError):
+        except (FeatcacheError, MemoryError):
             raise
         except Exception as error:
             what = f"Cannot {verb} {self.url}{f'/{name}' if name else ''}"

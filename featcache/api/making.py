@@ -51,7 +51,7 @@ def extract(
     """Run a frozen backbone over a data set once; return the finished cache, at once where there is one.
 
     Args:
-        dataset: a known name ("cifar10", "digits", …), "folder:DIR" or "csv:FILE".
+        dataset: a known name ("cifar10", "digits", …), "folder:DIR", "folder:s3://…" or "csv:FILE".
         backbone: any torchvision classification model, or "pixels".
         weights: "DEFAULT", a torchvision name, "random:SEED" or a path to .safetensors or .pth.
         layers: the node or nodes to read, the backbone's own default where empty.
@@ -76,7 +76,7 @@ def extract(
         decode_in: "threads", "processes", where a decoder may die or hang, or "auto": processes where bad
             images are skipped, there are many for a GPU, or a run has died.
         data_dir: where downloaded data sets are.
-        features_dir: where caches are.
+        features_dir: where caches are; a folder, or a URL such as "s3://bucket/features".
         progress: told what is being done, how far it is, and how much there is.
         notify: told sentences worth knowing, such as why no cache was hit.
 

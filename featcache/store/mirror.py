@@ -96,7 +96,9 @@ class Mirror:
         name = self._name(path)
         self.objects.put(name, whole)
         if not _SHARD.fullmatch(name):
-            self._lay(name, whole)
+            # What may be large is marked at once, so as not to be fetched again; records come whenever asked.
+            entry = self.objects.look(name) if _OTHER.fullmatch(name) else None
+            self._lay(name, whole, entry if entry is not None and entry.size == len(whole) else None)
             return
         self._sizes[name] = len(whole)
         self._drop(name)
@@ -196,7 +198,8 @@ class Mirror:
     def _fetch(self, wanted: Mapping[str, Entry]) -> list[str]:
         """Fetch the objects whose copies here are not theirs; return the names of those that were others."""
         new = []
-        left = [name for name, entry in wanted.items() if not self._is_copy(name, entry)]
+        small = (name for name, entry in wanted.items() if entry.size <= records.MAX_RECORD_BYTES)
+        left = [name for name in small if not self._is_copy(name, wanted[name])]
         for name, data in self.objects.get_all(left):
             path = self.root / name
             if data is not None and (not path.exists() or path.read_bytes() != data):

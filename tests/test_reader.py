@@ -18,12 +18,13 @@ from PIL import Image
 from featcache.backbones.preprocess import fit
 from featcache.errors import CacheError, DatasetError
 from featcache.extraction import reader as reading
-from featcache.extraction.pixels import Memory, Ring, ring_bytes
+from featcache.extraction.pixels import Ring, ring_bytes
 from featcache.extraction.processes import Processes
 from featcache.extraction.reader import Reader, Reading
 from featcache.images.catalogue import open_source
 from featcache.images.dataset import Dataset
 from featcache.images.digits import DigitsSource
+from featcache.images.memory import Memory
 from featcache.recipe import Preprocess
 from featcache.store.plan import ShardPlan
 

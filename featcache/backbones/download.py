@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
-from featcache import atomic
+from featcache import atomic, limits
 from featcache.errors import WeightsError
 
 Progress = Callable[[int, int], None]
@@ -23,7 +23,6 @@ Progress = Callable[[int, int], None]
 
 BLOCK = 1 << 20
 TIMEOUT = 30.0  # seconds without a byte
-LIMIT = 16 << 30  # bytes; the largest official file has 2.6 GB
 
 
 def fetch(
@@ -32,7 +31,7 @@ def fetch(
     sha256_prefix: str,
     progress: Progress | None = None,
     *,
-    limit: int = LIMIT,
+    limit: int | None = None,
     timeout: float = TIMEOUT,
 ) -> None:
     """Download a file to `path`, whole and of the right hash or not at all.
@@ -42,12 +41,13 @@ def fetch(
 
     Raises:
         WeightsError: the server cannot be reached or refuses, the connection breaks or stalls, the file has
-            the wrong length or hash or exceeds `limit` bytes, or the disk is full. Nothing is left behind.
+            the wrong length or hash or exceeds `limit` bytes (None: `limits.DOWNLOAD_BYTES`), or the disk
+            is full. Nothing is left behind.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with _temporary(path) as (file, temporary):
-            sha256 = _receive(url, file, progress, limit, timeout)
+            sha256 = _receive(url, file, progress, limit or limits.DOWNLOAD_BYTES(), timeout)
             if not sha256.startswith(sha256_prefix):
                 raise _wrong_hash(url, sha256_prefix, sha256)
             temporary.replace(path)

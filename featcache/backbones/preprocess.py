@@ -199,7 +199,7 @@ def _padded(image: NDArray[np.uint8], crop: int) -> NDArray[np.uint8]:
 
 
 def dataset_statistics(images: Iterable[NDArray[np.uint8]]) -> Statistics:
-    """Return mean and standard deviation per channel over all pixels of fitted images (crop, crop, 3).
+    """Return mean and standard deviation per channel over all pixels of fitted images (…, crop, crop, 3).
 
     Exact: values are summed as integers. The deviation is the population's. Rounded to 6 digits, so that
     the recipe does not hang on the last bit.
@@ -210,7 +210,7 @@ def dataset_statistics(images: Iterable[NDArray[np.uint8]]) -> Statistics:
     total, squares, pixels = [0, 0, 0], [0, 0, 0], 0
     levels = np.arange(256, dtype=np.int64)
     for image in images:
-        pixels += image.shape[0] * image.shape[1]
+        pixels += image.size // 3
         for channel in range(3):
             counts = np.bincount(image[..., channel].reshape(-1), minlength=256)
             total[channel] += int(counts @ levels)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from featcache import limits
 from featcache.errors import WeightsError
 
 State = dict[str, Tensor]
@@ -22,7 +23,7 @@ COUNTER = "num_batches_tracked"  # batch norm's count of training steps; no feat
 TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Inception that only training uses
 SHOWN = 3
 # A checkpoint may hold an optimiser's two moments and an average beside the weights, and no more.
-UNPACKED_TIMES, UNPACKED_SPARE = 4, 16 << 20
+UNPACKED_SPARE = 16 << 20  # bytes, beside `limits.WEIGHTS_TIMES`
 
 # Official files are older than the code: DenseNet's "norm.1" is "norm1" now, a ViT's "linear_1" is "0".
 RENAMES = (
@@ -56,7 +57,7 @@ def read_state(path: Path, network_bytes: int, note: Callable[[str], None]) -> S
 
 
 def _check_size(path: Path, network_bytes: int) -> None:
-    limit = UNPACKED_TIMES * network_bytes + UNPACKED_SPARE
+    limit = limits.WEIGHTS_TIMES() * network_bytes + UNPACKED_SPARE
     size = path.stat().st_size
     try:
         if path.suffix != ".safetensors" and zipfile.is_zipfile(path):

@@ -1,179 +1,32 @@
-"""A process that decodes images, which may die, hang or eat memory without taking the run with it.
+"""Whether the images of a run are decoded in processes that may die in its place.
 
-What is asked of it again after it died is asked of a fresh one. Whether images are decoded in such processes
-is decided here too: always where a run is to go on in spite of bad images, and where a run into the same
-cache has died with images in hand, for it may have been one of them that killed it.
+Always where a run is to go on in spite of bad images, and where a run into the same cache has died with
+images in hand, for it may have been one of them that killed it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import select
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from featcache import atomic
 from featcache.extraction.request import Settings
 from featcache.store.recent import FOLDER
 
-START = 120.0  # seconds for a process to begin, on a machine that has much to do
-SECONDS = 60.0  # for what is asked at once; an image of 50 megapixels takes two
-ROOM = 2 << 30  # bytes of memory beyond what the pixels take: a file of at most 1 GiB, and the libraries
-BYTES_A_PIXEL = 24  # 16-bit colour with alpha, converted, turned and copied
 
-
-class EndedError(Exception):
-    """The process died, was killed for taking too long, or needs too much memory; says why."""
-
-
-class Child:
-    """A process that runs `featcache.extraction.processes`.
-
-    Args:
-        handle: the descriptor of the shared memory.
-        begin: the first thing it is told.
-    """
-
-    def __init__(self, handle: int, begin: dict[str, Any]) -> None:
-        self._handle, self._begin, self._ready = handle, begin, False
-        self._process = self._started()
-
-    def ask(self, task: dict[str, Any]) -> Any:
-        """Return the answer to a task; after an error a fresh process has been started.
-
-        Raises:
-            EndedError: there is none.
-        """
-        try:
-            if not self._ready:
-                self._get_ready()
-            self._tell(task)
-            answer = json.loads(self._line(time.monotonic() + SECONDS))
-        except (OSError, ValueError):
-            self._process.kill()
-            why = _why(self._process.wait())
-        except TimeoutExpiredError:
-            self._process.kill()
-            why = "took too long to decode"
-        else:
-            if not answer.get("memory"):
-                return answer
-            why = "needs too much memory to decode"
-        self.close()
-        self._process = self._started()
-        raise EndedError(why)
-
-    def wait(self) -> None:
-        """Wait until it is ready, or dead."""
-        with contextlib.suppress(OSError, ValueError, TimeoutExpiredError):
-            self._get_ready()
-
-    def kill(self) -> None:
-        """End it, whoever waits for it: it holds nothing that could be lost."""
-        self._process.kill()
-
-    def close(self) -> None:
-        """End it and close its pipes."""
-        self._process.kill()
-        for stream in (self._process.stdin, self._process.stdout):
-            with contextlib.suppress(OSError):
-                _pipe(stream).close()
-        self._process.wait()
-
-    def _started(self) -> subprocess.Popen[bytes]:
-        package = str(Path(__file__).parents[2])
-        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-        process = subprocess.Popen(
-            [sys.executable, "-m", "featcache.extraction.processes"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            pass_fds=(self._handle,),
-            env=environment,
-        )
-        self._process, self._ready = process, False
-        with contextlib.suppress(OSError):  # whoever asks it will see that it is dead
-            self._tell(self._begin)
-        return process
-
-    def _get_ready(self) -> None:
-        self._line(time.monotonic() + START)
-        self._ready = True
-
-    def _tell(self, message: object) -> None:
-        left = memoryview(line(message))
-        while left:
-            left = left[_pipe(self._process.stdin).write(left) :]
-
-    def _line(self, deadline: float) -> bytes:
-        """Return the next line it says."""
-        stream, said = _pipe(self._process.stdout), b""
-        poll = select.poll()
-        poll.register(stream, select.POLLIN)
-        while not said.endswith(b"\n"):
-            left = deadline - time.monotonic()
-            if left <= 0 or not poll.poll(1000 * left):
-                raise TimeoutExpiredError
-            piece = stream.read(1 << 16)
-            if not piece:
-                raise ValueError("It has closed its end.")
-            said += piece
-        return said
-
-
-class TimeoutExpiredError(Exception):
-    """No answer came in time."""
-
-
-def line(message: object) -> bytes:
-    """Return a message as a line of JSON, in ASCII: a path that is no UTF-8 survives as escapes."""
-    return json.dumps(message).encode() + b"\n"
-
-
-def limited(size: int, max_pixels: int) -> None:
-    """Limit the memory of this process to what decoding may take.
-
-    Args:
-        size: of the memory it shares.
-        max_pixels: of an image.
-    """
-    import resource
-
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = used + size + ROOM + BYTES_A_PIXEL * max_pixels
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
-
-
-def _why(code: int) -> str:
-    if code >= 0:
-        return f"its decoder ended the process (exit code {code})"
-    try:
-        return f"its decoder died by {signal.Signals(-code).name}"
-    except ValueError:
-        return f"its decoder died by signal {-code}"
-
-
-def _pipe(stream: IO[bytes] | None) -> IO[bytes]:
-    if stream is None:
-        raise ValueError("The process was started without pipes.")
-    return stream
+def contained(settings: Settings) -> bool:
+    """Return whether images are to be decoded in processes of their own, whatever happened before."""
+    if settings.decode_in != "auto":
+        return settings.decode_in == "processes"
+    return settings.on_bad_image == "skip"
 
 
 def apart(settings: Settings, cache: str) -> bool:
     """Return whether the images of a cache are to be decoded in processes of their own."""
-    if settings.decode_in != "auto":
-        return settings.decode_in == "processes"
-    return settings.on_bad_image == "skip" or _somebody_died(_folder(settings.features_dir, cache))
+    auto = settings.decode_in == "auto"
+    return contained(settings) or (auto and _somebody_died(_folder(settings.features_dir, cache)))
 
 
 @contextlib.contextmanager

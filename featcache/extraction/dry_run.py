@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from featcache.extraction import memory
+from featcache.extraction.contained import contained
 from featcache.extraction.copying import nearest, views_shared
 from featcache.extraction.estimate import check_space, free_bytes, measured_rate, needed_bytes
 from featcache.extraction.extract import folder_with_key, open_job, source_of
@@ -42,7 +43,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     if known is not None:
         return _of_cache(Cache(known[0]), settings)
     check_possible(request, settings)
-    job = open_job(request, source, progress)
+    job = open_job(request, source, progress, contained(settings))
     folder = folder_with_key(settings.features_dir, job.key)
     cache = None if folder is None else Cache(folder)
     if cache is not None and not cache.todo():

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
     """
     lane = lane_of(job.recipe, extractor, batch_size)
     how = reading(lane, batch_size, workers, job.request.max_pixels)
+    how = replace(how, contained=job.contained)
     part = ShardPlan(
         "train-00000", 0, min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
     )

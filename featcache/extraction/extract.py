@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.errors import DatasetError
 from featcache.extraction import memory
+from featcache.extraction.contained import contained
 from featcache.extraction.possible import check_possible
 from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
@@ -79,7 +80,7 @@ def extract(
         found = _found(*known, begin)
     else:
         check_possible(request, settings)
-        job = open_job(request, source, progress)
+        job = open_job(request, source, progress, contained(settings))
         for note in job.notes:
             notify(note)
         job.key  # noqa: B018  # by now every image and the weights have been read once
@@ -97,8 +98,8 @@ def source_of(request: Request, settings: Settings) -> Source:
     return open_source(request.dataset, settings.data_dir, exclude=ours)
 
 
-def open_job(request: Request, source: Source, progress: Progress) -> Job:
-    """Open the data set and the backbone of a request.
+def open_job(request: Request, source: Source, progress: Progress, contained: bool = False) -> Job:
+    """Open the data set and the backbone of a request; `contained`: decode in processes that may die.
 
     Raises:
         DatasetError, BackboneError, WeightsError: they cannot be had.
@@ -106,7 +107,7 @@ def open_job(request: Request, source: Source, progress: Progress) -> Job:
     from featcache.extraction.resolve import resolve
 
     dataset = open_dataset(request, source, progress)
-    return resolve(request, dataset, progress)
+    return resolve(request, dataset, progress, contained)
 
 
 def open_dataset(request: Request, source: Source, progress: Progress) -> Dataset:

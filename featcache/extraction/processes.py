@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import queue
 import signal
 import sys
@@ -22,15 +23,19 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import CacheError
-from featcache.extraction.contained import Child, EndedError, limited, line
+from featcache.backbones.preprocess import fit
+from featcache.errors import BadImageError, CacheError
 from featcache.extraction.decoding import Decoded, Threads, decode_into
-from featcache.extraction.pixels import Memory, Room, by_view
+from featcache.extraction.pixels import Room, Shape, by_view
 from featcache.extraction.views import Drawn, Fitting, augmenter
+from featcache.images.child import Child, EndedError, limited, line
 from featcache.images.dataset import Dataset
+from featcache.images.decode import decode
+from featcache.images.memory import Memory, mapped
 from featcache.images.stored import read_file
 from featcache.recipe import Preprocess, Views
 
+MODULE = "featcache.extraction.processes"  # what the processes run: this
 PATIENCE = 0.01  # seconds that a task waits for its turn before it looks whether processes have begun
 
 
@@ -55,15 +60,8 @@ class Processes:
         self, dataset: Dataset, fitting: Fitting, memory: Memory, count: int, contained: bool = False
     ) -> None:
         self._dataset = dataset
-        views = None if fitting.views is None else asdict(fitting.views)
-        begin: dict[str, Any] = {
-            "size": memory.size,
-            "handle": memory.handle,
-            "max_pixels": fitting.max_pixels,
-        }
-        begin |= {"max_pixels": fitting.max_pixels, "views": views}
-        begin |= {"preprocess": asdict(fitting.preprocess)}
-        self._all = [Child(memory.handle, begin) for _ in range(count)]
+        begin = _beginning(memory, fitting)
+        self._all = [Child(MODULE, memory.handle, begin) for _ in range(count)]
         self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
         self._here, self._turn, self._begun = Threads(dataset, fitting), threading.Lock(), contained
         self._welcome = threading.Thread(target=self._begin, name="begin", daemon=True)
@@ -150,6 +148,32 @@ class Processes:
             self._begun = True
 
 
+def size_of(dataset: Dataset, fitting: Fitting) -> Shape | None:
+    """Return the size of a data set's first image, looked at by a process; None where it cannot be read."""
+    memory = Memory(mmap.PAGESIZE, shared=True)
+    child = Child(MODULE, memory.handle, _beginning(memory, fitting))
+    try:
+        found = child.ask({"size": dataset.file(0)})
+        return None if found is None else (int(found[0]), int(found[1]))
+    except EndedError:
+        return None
+    finally:
+        child.close()
+        memory.close()
+
+
+def _beginning(memory: Memory, fitting: Fitting) -> dict[str, Any]:
+    """Return what a process is told first."""
+    views = None if fitting.views is None else asdict(fitting.views)
+    where = {"size": memory.size, "handle": memory.handle}
+    return {
+        **where,
+        "max_pixels": fitting.max_pixels,
+        "preprocess": asdict(fitting.preprocess),
+        "views": views,
+    }
+
+
 def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     """Decode what is asked for, line by line, until there is no more."""
     start = json.loads(tasks.readline())
@@ -160,16 +184,29 @@ def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
     fitting = Fitting(Preprocess(**step), start["max_pixels"], views)
     if views is not None:
         augmenter(views)  # what it imports is there before the first task, and before memory is limited
-    memory = _mapped(start["handle"], start["size"])
+    memory = mapped(start["handle"], start["size"])
     limited(start["size"], start["max_pixels"])
     answers.write(b"\n")  # ready
     answers.flush()
     while asked := tasks.readline():
         try:
-            answers.write(line(asdict(_decoded(json.loads(asked), memory, fitting))))
+            answers.write(line(_answer(json.loads(asked), memory, fitting)))
         except MemoryError:
             answers.write(line({"memory": True}))
         answers.flush()
+
+
+def _answer(task: dict[str, Any], memory: NDArray[np.uint8], fitting: Fitting) -> Any:
+    return _size(task["size"], fitting) if "size" in task else asdict(_decoded(task, memory, fitting))
+
+
+def _size(file: str, fitting: Fitting) -> tuple[int, ...] | None:
+    try:
+        image = decode(read_file(file), fitting.max_pixels)
+        fit(image, fitting.preprocess)
+    except BadImageError:
+        return None
+    return image.shape[:2]
 
 
 def _decoded(task: dict[str, Any], memory: NDArray[np.uint8], fitting: Fitting) -> Decoded:
@@ -183,12 +220,6 @@ def _decoded(task: dict[str, Any], memory: NDArray[np.uint8], fitting: Fitting) 
 
 def _file_at(files: Sequence[str], place: int) -> bytes:
     return read_file(files[place])
-
-
-def _mapped(handle: int, size: int) -> NDArray[np.uint8]:
-    import mmap
-
-    return np.frombuffer(mmap.mmap(handle, size), dtype=np.uint8)
 
 
 if __name__ == "__main__":

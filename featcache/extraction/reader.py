@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError
 from featcache.extraction.decoding import Decoded, Threads, raise_if_changed
-from featcache.extraction.pixels import Memory, Pin, Ring, Room, Shape, can_share, ring_bytes
-from featcache.extraction.processes import Processes
+from featcache.extraction.pixels import Pin, Ring, Room, Shape, ring_bytes
+from featcache.extraction.processes import Processes, size_of
 from featcache.extraction.views import GROUP, Fitting, groups, keeps_sizes, one_thread
 from featcache.images.dataset import Dataset
+from featcache.images.memory import Memory, can_share
 from featcache.recipe import Preprocess, Views
 from featcache.store.plan import ShardPlan
 
@@ -204,13 +205,24 @@ class Reader:
 
     def _common_size(self) -> Shape | None:
         """Return the size of the first image, if images of that size are smaller than fitted ones."""
-        try:
-            image = self.dataset.image(0, self.how.max_pixels)
-            fit(image, self.fitting.preprocess)
-        except (BadImageError, IndexError):
+        if self.how.contained and self._processes:
+            first = size_of(self.dataset, self.fitting)
+        else:
+            first = _size_here(self.dataset, self.fitting)
+        if first is None:
             return None
-        height, width, _ = image.shape
+        height, width = first
         return (height, width) if height * width < self.fitting.preprocess.crop**2 else None
+
+
+def _size_here(dataset: Dataset, fitting: Fitting) -> Shape | None:
+    """Return the size of the first image, None where it cannot be read."""
+    try:
+        image = dataset.image(0, fitting.max_pixels)
+        fit(image, fitting.preprocess)
+    except (BadImageError, IndexError):
+        return None
+    return image.shape[0], image.shape[1]
 
 
 def _in_files(dataset: Dataset) -> bool:

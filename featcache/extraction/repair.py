@@ -64,7 +64,7 @@ def _has_plan(cache: Cache) -> bool:
 
 def _job(cache: Cache, request: Request, settings: Settings, progress: Progress) -> Job:
     """Open the images and weights, check that they are those of the cache, and see to its plan."""
-    job = open_job(request, source_of(request, settings), progress)
+    job = open_job(request, source_of(request, settings), progress, settings.decode_in != "threads")
     if job.key != cache.key or not mending.restore_plan(cache, job.plan()):
         raise CacheError(
             f"The images or weights found now are not those {cache.name} was made from.",

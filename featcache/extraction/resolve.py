@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from featcache.backbones import catalogue, weights
-from featcache.backbones.preprocess import dataset_statistics, fit, resolve_preprocess
+from featcache.backbones.preprocess import resolve_preprocess
 from featcache.backbones.runtime import Extractor
-from featcache.errors import BadImageError, DatasetError
 from featcache.extraction.memory import FileState, file_states
 from featcache.extraction.request import Request, versions
+from featcache.extraction.statistics import training_statistics
 from featcache.images.dataset import Dataset
-from featcache.images.sample import SPLITS
 from featcache.images.source import whole_path
 from featcache.progress import Progress
 from featcache.recipe import Decoding, Preprocess, Recipe, canonical_json, format_of
@@ -86,12 +85,14 @@ class Job:
         }
 
 
-def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
+def resolve(request: Request, dataset: Dataset, progress: Progress, contained: bool = False) -> Job:
     """Load the weights and decide every value of the recipe.
+
+    With `contained`, images are decoded in processes that may die.
 
     Raises:
         BackboneError, WeightsError: the backbone, node or weights are unknown or do not fit.
-        DatasetError: an image cannot be read while measuring `normalize="dataset"`.
+        DatasetError: no image can be read while measuring `normalize="dataset"`.
     """
     choice = weights.resolve(request.backbone, request.weights)
     weights.check_layers(choice, request.layers)
@@ -108,7 +109,7 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
 
     step = preprocess(None)
     if request.normalize == "dataset":
-        step = preprocess(_statistics(request, dataset, step, progress))
+        step = preprocess(training_statistics(dataset, step, request.max_pixels, progress, contained))
     views = request.asked_views()
     recipe = Recipe(
         backbone=request.backbone,
@@ -121,25 +122,5 @@ def resolve(request: Request, dataset: Dataset, progress: Progress) -> Job:
         decoding=Decoding(max_pixels=request.max_pixels),
         views=views,
     )
-    return Job(request, dataset, recipe, network, weights_before, [*request.notes(), *choice.notes])
-
-
-def _statistics(
-    request: Request, dataset: Dataset, step: Preprocess, progress: Progress
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return each channel's mean and deviation over the training images, fitted as for the backbone."""
-    rows = [row for row, code in enumerate(dataset.splits.tolist()) if SPLITS[code] == "train"]
-
-    def images() -> Any:
-        """Yield the fitted training images, telling the progress."""
-        for done, row in enumerate(rows, 1):
-            try:
-                yield fit(dataset.image(row, request.max_pixels), step)
-            except BadImageError:
-                continue  # extraction names it
-            finally:
-                progress("statistics", done, len(rows))
-
-    if not rows:
-        raise DatasetError(f"{dataset.name} has no training images to take mean and deviation from.")
-    return dataset_statistics(images())
+    notes = [*request.notes(), *choice.notes]
+    return Job(request, dataset, recipe, network, weights_before, notes, contained)

@@ -162,7 +162,7 @@ def work(task: Message, out: IO[str]) -> None:
 
 
 def _extract(task: Message, tell: Any) -> None:
-    from featcache.extraction.contained import apart, in_hand
+    from featcache.extraction.contained import apart, contained, in_hand
     from featcache.extraction.copying import passes_left
     from featcache.extraction.extract import compute, open_job, source_of
     from featcache.extraction.runtime import take_runtime
@@ -171,7 +171,7 @@ def _extract(task: Message, tell: Any) -> None:
     folders = {name: Path(plain[name]) for name in ("features_dir", "data_dir")}
     settings = Settings(**{**plain, **folders})
     request, cache = Request.from_dict(task["request"]), Cache(task["cache"])
-    job = open_job(request, source_of(request, settings), silent)
+    job = open_job(request, source_of(request, settings), silent, contained(settings))
     if job.key != cache.key:
         raise CacheError(f"The images changed while {cache.name} was being made.", "Run the command again.")
     before: dict[str, int] = {}

@@ -26,6 +26,7 @@ from featcache.selection import Selection
 
 Residuals = Callable[[slice, Tensor], Tensor]
 _CPU_BLOCK = 1 << 20  # values: a block and its cast stay in the cache of the processor
+_BRIEF_BLOCK = 1 << 21
 _WIDE_BLOCK = 1 << 22
 _GPU_BLOCK = 1 << 27  # values: the float64 copy of a block takes a gibibyte
 NARROW = 1024  # columns up to which all of the curvature is known, see `featcache.heads.curvature`
@@ -91,8 +92,10 @@ class Passes:
     def parts(self, precision: Precision, columns: int) -> list[slice]:
         """Return the blocks of rows of a pass of `columns` columns."""
         if self.device.type == "cpu" or isinstance(self.table, Streamed):
-            # Many columns' weights are as large as a block: more rows a block read them less often.
-            values = max(_CPU_BLOCK, min(columns * self.width, _WIDE_BLOCK))
+            # Many columns' weights are as large as a block: more rows a block read them less often. In
+            # bfloat16, which only wide tables come in, sums and residuals cost more than a block that stays.
+            least = _BRIEF_BLOCK if precision is Precision.BRIEF else _CPU_BLOCK
+            values = max(least, min(columns * self.width, _WIDE_BLOCK))
             return list(row_blocks(self.rows, max(self.width, columns), values))
         casts = precision not in (Precision.SPLIT,)
         return list(row_blocks(self.rows, max(self.width if casts else 1, 4 * columns), _GPU_BLOCK))

@@ -7,6 +7,7 @@ temperature, where the head is calibrated.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache import limits
 from featcache.errors import HeadError
 from featcache.heads.base import ArraySpec, Head
 from featcache.heads.calibration import LEAST, MOST
@@ -187,7 +189,15 @@ def _read(path: Path, header_only: bool = False) -> bytes:
         with path.open("rb") as file:
             start = file.read(8)
             size = int.from_bytes(start, "little")
-            return start + (file.read(min(size, HEADER_LIMIT)) if header_only else file.read())
+            if header_only:
+                return start + file.read(min(size, HEADER_LIMIT))
+            most = limits.RUN_FILE_BYTES()
+            if (length := os.fstat(file.fileno()).st_size) > most:
+                raise HeadError(
+                    f"The head {path} has {length} bytes, at most {most} are read.",
+                    f"{limits.RUN_FILE_BYTES.variable} sets the limit.",
+                )
+            return start + file.read()
     except OSError as error:
         raise HeadError(f"The head {path} cannot be read: {error.strerror or error}.") from error
 

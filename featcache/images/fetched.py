@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from featcache import limits
 from featcache.errors import BadImageError
 from featcache.images.dataset import HASH_SIZE, Dataset, Rows, content_hash
-from featcache.images.stored import MAX_BYTES
 from featcache.objects import Entry, Objects
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class FetchedDataset(Dataset):
         super().__init__(rows)
         self._objects = objects
         self._sizes = [entries[name].size for name in rows.ids]
+        self._most = limits.IMAGE_BYTES()
 
     def raw(self, i: int) -> bytes:
         """Return the bytes of sample i.
@@ -41,7 +42,7 @@ class FetchedDataset(Dataset):
     def begin(self, rows: Sequence[int]) -> Callable[[int], bytes]:
         """Ask for some samples: they are fetched from now on, several at once."""
         asked: dict[int, Future[bytes | None]] = {
-            row: self._objects.begin(self.ids[row]) for row in rows if self._sizes[row] <= MAX_BYTES
+            row: self._objects.begin(self.ids[row]) for row in rows if self._sizes[row] <= self._most
         }
 
         def given(place: int) -> bytes:
@@ -55,8 +56,8 @@ class FetchedDataset(Dataset):
         self._objects.stop()
 
     def _check(self, i: int) -> None:
-        if self._sizes[i] > MAX_BYTES:
-            size, limit = self._sizes[i] / 1e9, MAX_BYTES / 1e9
+        if self._sizes[i] > self._most:
+            size, limit = self._sizes[i] / 1e9, self._most / 1e9
             raise BadImageError(f"the object has {size:.1f} GB, the limit is {limit:.1f}")
 
     def _hash_rows(self, rows: range) -> bytes:

@@ -7,15 +7,13 @@ import stat
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from featcache import limits
 from featcache.errors import BadImageError
 from featcache.images.dataset import Dataset, Rows
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-MAX_BYTES = 1 << 30
-"""No file larger than this is read: 50 megapixels of 16-bit colour with alpha are 400 MB uncompressed."""
 
 # A named pipe must not hold up the run, nor a line ending be translated.
 _FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
@@ -83,8 +81,9 @@ def _read(handle: int) -> bytes:
         raise BadImageError("is a folder, not a file")
     if not stat.S_ISREG(state.st_mode):
         raise BadImageError("is no regular file")
-    if state.st_size > MAX_BYTES:
-        raise BadImageError(f"the file has {state.st_size / 1e9:.1f} GB, the limit is {MAX_BYTES / 1e9:.1f}")
+    most = limits.IMAGE_BYTES()
+    if state.st_size > most:
+        raise BadImageError(f"the file has {state.st_size / 1e9:.3g} GB, the limit is {most / 1e9:.3g}")
     data = os.read(handle, state.st_size + 1)
     if len(data) == state.st_size:
         return data

@@ -17,7 +17,8 @@ from featcache.images.listing import IMAGE_SUFFIXES
 
 PREFETCH = 3  # batches being decoded ahead of the backbone
 
-Prepare = Callable[[bytes], NDArray[np.uint8]]
+Read = Callable[[str], NDArray[np.uint8]]
+"""From a file's path to an image."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +69,23 @@ def _suffixes() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def load(
-    paths: Iterable[str], prepare: Prepare, batch_size: int, workers: int | None = None
-) -> Iterator[Loaded]:
+def load(paths: Iterable[str], read: Read, batch_size: int, workers: int | None = None) -> Iterator[Loaded]:
     """Yield batches of files in order, while the next ones are being read and prepared in threads.
 
     Memory is bounded by a few batches, whatever the number of files.
 
     Args:
         paths: files, read as they are needed.
-        prepare: from a file's bytes to an image; called in threads.
+        read: from a file to an image; called in threads.
         batch_size: files a batch, at most.
-        workers: threads; None: one for each core, as `ThreadPoolExecutor` counts them.
+        workers: threads; None: one for each core.
     """
-    pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(workers or cores(), thread_name_prefix="decode")
     try:
         ahead: deque[list[tuple[str, Future[NDArray[np.uint8] | str]]]] = deque()
         batch: list[tuple[str, Future[NDArray[np.uint8] | str]]] = []
         for path in paths:
-            batch.append((path, pool.submit(_read, path, prepare)))
+            batch.append((path, pool.submit(_read, path, read)))
             if len(batch) == batch_size:
                 ahead.append(batch)
                 batch = []
@@ -99,15 +98,12 @@ def load(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _read(path: str, prepare: Prepare) -> NDArray[np.uint8] | str:
+def _read(path: str, read: Read) -> NDArray[np.uint8] | str:
     """Return the prepared image, or why there is none."""
     try:
-        with open(path, "rb") as file:
-            return prepare(file.read())
+        return read(path)
     except BadImageError as error:
         return error.message
-    except OSError as error:
-        return (error.strerror or type(error).__name__).lower()
 
 
 def _gathered(batch: list[tuple[str, Future[NDArray[np.uint8] | str]]]) -> Loaded:
@@ -115,3 +111,8 @@ def _gathered(batch: list[tuple[str, Future[NDArray[np.uint8] | str]]]) -> Loade
     good = [image for image in found if not isinstance(image, str)]
     errors = [image if isinstance(image, str) else "" for image in found]
     return Loaded([path for path, _ in batch], errors, np.stack(good) if good else None)
+
+
+def cores() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

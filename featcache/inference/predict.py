@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,7 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import CacheError, DatasetError
-from featcache.inference.files import load
+from featcache.images.memory import can_share
+from featcache.images.stored import read_file
+from featcache.inference.contained import Contained
+from featcache.inference.files import Loaded, Read, cores, load
+from featcache.recipe import Preprocess
 
 
 class Classifier(Protocol):
@@ -24,6 +29,16 @@ class Classifier(Protocol):
     @property
     def device(self) -> str:
         """Where it computes: "cpu" or "cuda:N"."""
+        ...
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images are fitted."""
+        ...
+
+    @property
+    def max_pixels(self) -> int:
+        """Larger images count as unreadable."""
         ...
 
     def prepare(self, image: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -64,14 +79,35 @@ def predict_files(
         top: how many classes to name.
         batch_size: images a forward pass; None: as suits the device.
         workers: decoding threads; None: one for each core.
-        skip_bad: go on after a file that cannot be read, and say so of it.
+        skip_bad: go on after a file that cannot be read, and say so of it. Files are decoded by processes
+            then, where the system lets them share memory, so that a decoder that dies costs one file.
 
     Raises:
         DatasetError: a file cannot be read, unless `skip_bad`.
         CacheError: a feature is not finite.
     """
     size = batch_size or (128 if predictor.device.startswith("cuda") else 16)
-    for loaded in load(paths, predictor.prepare, size, workers):
+    with _reading(predictor, workers, skip_bad) as read:
+        yield from _predicted(predictor, load(paths, read, size, workers), top, skip_bad)
+
+
+@contextlib.contextmanager
+def _reading(predictor: Classifier, workers: int | None, skip_bad: bool) -> Iterator[Read]:
+    """Give what reads a file: this process, or others that may die where bad files are to be left out."""
+    if not (skip_bad and can_share()):
+        yield lambda path: predictor.prepare(read_file(path))
+        return
+    contained = Contained(predictor.preprocess, predictor.max_pixels, workers or cores())
+    try:
+        yield contained
+    finally:
+        contained.close()
+
+
+def _predicted(
+    predictor: Classifier, files: Iterable[Loaded], top: int, skip_bad: bool
+) -> Iterator[Predicted]:
+    for loaded in files:
         bad = [(path, why) for path, why in zip(loaded.paths, loaded.errors, strict=True) if why]
         if bad and not skip_bad:
             path, why = bad[0]

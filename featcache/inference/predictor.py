@@ -14,6 +14,7 @@ from featcache.backbones.runtime import Extractor
 from featcache.errors import CacheError, HeadError
 from featcache.heads import saving
 from featcache.images.decode import decode
+from featcache.recipe import Preprocess
 from featcache.store.cache import Cache
 
 if TYPE_CHECKING:
@@ -88,13 +89,23 @@ class Predictor:
             return np.empty((0, len(self.classes)), np.float32)
         return self.probabilities(np.stack(pixels))
 
+    @property
+    def preprocess(self) -> Preprocess:
+        """How images are fitted to the backbone's input."""
+        return self.recipe.preprocess
+
+    @property
+    def max_pixels(self) -> int:
+        """Larger images count as unreadable."""
+        return self.recipe.decoding.max_pixels
+
     def prepare(self, image: bytes | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Return an image as the backbone takes it, uint8 (S, S, 3); safe to call from many threads.
 
         Raises:
             BadImageError: it cannot be decoded.
         """
-        return fit(decode(image, self.recipe.decoding.max_pixels), self.recipe.preprocess)
+        return fit(decode(image, self.max_pixels), self.preprocess)
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return the probabilities (B, C) of prepared images (B, S, S, 3), all in one forward pass.

@@ -17,7 +17,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from featcache import atomic
+from featcache import atomic, limits
 from featcache.errors import CacheError
 from featcache.objects import Entry, Objects
 from featcache.store import keeping, records
@@ -198,7 +198,7 @@ class Mirror:
     def _fetch(self, wanted: Mapping[str, Entry]) -> list[str]:
         """Fetch the objects whose copies here are not theirs; return the names of those that were others."""
         new = []
-        small = (name for name, entry in wanted.items() if entry.size <= records.MAX_RECORD_BYTES)
+        small = (name for name, entry in wanted.items() if entry.size <= limits.RECORD_BYTES())
         left = [name for name in small if not self._is_copy(name, wanted[name])]
         for name, data in self.objects.get_all(left):
             path = self.root / name

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featcache import limits
 from featcache.errors import CacheError, DamagedError
 from featcache.recipe import canonical_json, check_format, sha256_of
 from featcache.store import expected, keeping
@@ -32,7 +33,6 @@ HEADS = "heads"
 _READ_FLAGS = (
     os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 )
-MAX_RECORD_BYTES = 16 * 1024 * 1024
 SHARD_NAME = re.compile(r"(train|val|test)-\d{5,9}")
 FILE_NAME = re.compile(r"(train|val|test)-\d{5,9}-[0-9a-f]{16}\.h5")
 
@@ -55,10 +55,8 @@ def to_bytes(record: Mapping[str, Any]) -> bytes:
     """
     whole = {**record, "sha256": sha256_of(record)}
     data = (json.dumps(whole, indent=1, sort_keys=True, ensure_ascii=True) + "\n").encode()
-    if len(data) > MAX_RECORD_BYTES:
-        raise CacheError(
-            f"A record of {len(data)} bytes is larger than the {MAX_RECORD_BYTES} that are ever read."
-        )
+    if len(data) > (most := limits.RECORD_BYTES()):
+        raise CacheError(f"A record of {len(data)} bytes is larger than the {most} that are ever read.")
     return data
 
 
@@ -79,7 +77,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    data = read_regular(path, MAX_RECORD_BYTES)
+    data = read_regular(path, limits.RECORD_BYTES())
     try:
         record = json.loads(data, parse_constant=_refuse_constant)
         if not isinstance(record, dict):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from featcache import atomic
+from featcache import atomic, limits
 from featcache.errors import DamagedError, HeadError
 from featcache.heads import packing
 from featcache.heads.state import FORMAT, TrainingState
 from featcache.store import records
 
 FOLDER = "checkpoints"
-MAX_BYTES = 1 << 36
 _NAME = re.compile(r"epoch-(\d{6})\.safetensors")
 
 
@@ -43,7 +42,7 @@ def latest(folder: Path) -> TrainingState | None:
     found = paths(folder)
     for path in reversed(found):
         try:
-            data = records.read_regular(path, MAX_BYTES)
+            data = records.read_regular(path, limits.RUN_FILE_BYTES())
             return TrainingState(packing.arrays_of(data, old=False), packing.meta_of(data, FORMAT))
         except (HeadError, DamagedError):
             continue  # the one before loses an epoch, not the run

@@ -20,7 +20,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from featcache import atomic
+from featcache import atomic, limits
 from featcache.errors import DamagedError, FeatcacheError, RunError
 from featcache.objects import is_url
 from featcache.recipe import FORMAT
@@ -35,7 +35,6 @@ HISTORY = "history.csv"
 PREDICTIONS = "predictions.npz"
 TEST_PREDICTIONS = "predictions-test.npz"
 RUN_ID = re.compile(r"[a-z0-9-]{1,40}-[0-9a-f]{8}")
-MAX_FILE_BYTES = 64 * 1024 * 1024 * 1024
 
 
 def new_id(head: str) -> str:
@@ -114,7 +113,7 @@ def read_file(folder: Path, record: Mapping[str, Any], name: str) -> bytes:
     """
     path = folder / name
     try:
-        data = read_checked(path, MAX_FILE_BYTES, str(record["files"].get(name)))
+        data = read_checked(path, limits.RUN_FILE_BYTES(), str(record["files"].get(name)))
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing.", "Train the head again.") from None
     if data is None:

@@ -6,6 +6,7 @@ Pillow's reader of BMP files is made to do so in whatever Python is started here
 from __future__ import annotations
 
 import faulthandler
+import itertools
 import os
 import signal
 import sys
@@ -16,8 +17,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featcache.backbones.preprocess import fit
 from featcache.commands.root import run
-from featcache.extraction import contained
+from featcache.extraction.processes import size_of
+from featcache.extraction.statistics import training_statistics
+from featcache.extraction.views import Fitting
+from featcache.images.decode import decode
+from featcache.inference.predict import predict_files
+from featcache.progress import silent
+from featcache.recipe import Preprocess
 from featcache.store.cache import Cache
 from tests.faults import hashing
 from tests.faults.processes import apart
@@ -63,7 +71,7 @@ def deadly(place: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     (place / "site" / "sitecustomize.py").write_text(DEADLY)
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place / "site"), before]))
-    monkeypatch.setattr(contained, "SECONDS", 0.5)
+    monkeypatch.setenv("FEATCACHE_MAX_DECODE_SECONDS", "1")
     yield
 
 
@@ -141,3 +149,61 @@ def test_from_the_command_line(place: Path, deadly: None, capfd: pytest.CaptureF
         assert not list(place.glob("error/.featcache/decoding/*"))
         assert _command(capfd, photos, place / "skip", "--on-bad-image", "skip")[0] == 0
         found.add("set to skip from the start: one bad row")
+
+
+def _poisoned(place: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the paths of good and deadly images, and why each deadly one cannot be read."""
+    photos = make_folder(place / "photos", train=3, test=1)
+    good = sorted(str(path) for path in (photos / "test").rglob("*.png"))
+    bad = {}
+    for kind, reason in REASONS.items():
+        path = photos / "train" / "bee" / f"{kind.decode()}.bmp"
+        _poison(path, kind, np.random.default_rng(0))
+        bad[str(path)] = reason
+    return good, bad
+
+
+def test_prediction_goes_on(place: Path, deadly: None) -> None:
+    """What is said of the good files is what is said without the deadly ones between them."""
+    good, bad = _poisoned(place)
+    predictor = _Brightest()
+    alone = list(predict_files(predictor, good, workers=1))
+    with tally(DECODERS, "SIGSEGV, SIGABRT, exit, hang, memory among files to predict, set to skip") as found:
+        mixed = [path for pair in zip(bad, itertools.cycle(good)) for path in pair]
+        given = list(predict_files(predictor, mixed, workers=2, batch_size=4, skip_bad=True))
+        assert [each.path for each in given] == mixed
+        for each in given:
+            if each.path in bad:
+                assert bad[each.path] in each.error and not each.top
+                found.add("one file, named with its reason; all others right")
+            else:
+                assert each in alone
+
+
+class _Brightest:
+    """A classifier that tells red, green and blue images apart; what happens on the way is as always."""
+
+    classes, device = ("red", "green", "blue"), "cpu"
+    preprocess, max_pixels = Preprocess("squash", 24, 24), 10**6
+
+    def prepare(self, image: bytes | np.ndarray) -> np.ndarray:
+        return fit(decode(image, self.max_pixels), self.preprocess)
+
+    def probabilities(self, pixels: np.ndarray) -> np.ndarray:
+        sums = pixels.reshape(len(pixels), -1, 3).sum(axis=1)
+        return (sums / sums.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def test_statistics_and_first_size_go_on(place: Path, deadly: None) -> None:
+    """Mean and deviation of the training images are those of the others, as is the size they come in."""
+    photos = make_folder(place / "photos", train=3, test=1)
+    step = Preprocess("squash", 24, 24)
+    before = training_statistics(hashing.dataset(photos), step, 10**6, silent, contained=False)
+    with tally(DECODERS, "SIGSEGV while a data set's mean is taken, and its first image looked at") as found:
+        _poison(photos / "train" / "alpine chough" / "-.bmp", b"segfault", np.random.default_rng(0))
+        data = hashing.dataset(photos)
+        assert "-.bmp" in data.ids[0]
+        assert training_statistics(data, step, 10**6, silent, contained=True) == before
+        found.add("those of all others")
+        assert size_of(data, Fitting(Preprocess("squash", 224, 224), 10**6)) is None
+        found.add("unknown: images are fitted")

@@ -58,7 +58,7 @@ class FetchedDataset(Dataset):
     def _check(self, i: int) -> None:
         if self._sizes[i] > self._most:
             size, limit = self._sizes[i] / 1e9, self._most / 1e9
-            raise BadImageError(f"the object has {size:.1f} GB, the limit is {limit:.1f}")
+            raise BadImageError(f"the object has {size:.3g} GB, the limit is {limit:.3g}")
 
     def _hash_rows(self, rows: range) -> bytes:
         found: list[bytes] = []

@@ -65,6 +65,7 @@ def extraction(place: Path, backbone: str, count: int, rounds: int) -> None:
 
     from featcache.extraction.extract import extract
     from featcache.extraction.request import Request, Settings
+    from featcache.objects import Objects
     from featcache.store import keeping
 
     folder = place / "photos"
@@ -74,6 +75,11 @@ def extraction(place: Path, backbone: str, count: int, rounds: int) -> None:
         store.put_file(str(path), f"bench/photos/{path.relative_to(folder)}")
     os.environ["FEATCACHE_MIRROR"] = str(place / "mirrors")
     took: dict[str, list[float]] = {}
+    photos = Objects("s3://bench/photos")
+    names = list(photos.list())
+    took["fetching the images, nothing else"] = [
+        timed(lambda: list(photos.get_all(names))) for _ in range(rounds)
+    ]
     sources = {"folder": f"folder:{folder}", "bucket": "folder:s3://bench/photos"}
     targets = {"folder": str(place / "features"), "bucket": "s3://bench/features"}
     for number in range(rounds):

@@ -37,7 +37,8 @@ from featcache.backbones.lane import Lane
 from featcache.backbones.runtime import PRECISIONS, Extractor, frozen
 from featcache.extraction import pipeline
 from featcache.extraction.batch_size import batch_size
-from featcache.extraction.extract import _create, compute, open_job, source_of
+from featcache.extraction.engines import compute
+from featcache.extraction.extract import _create, open_job, source_of
 from featcache.extraction.reader import Reader, cores
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from featcache.finetuning.job import Job, Start, open_dataset, prepare, whole_pl
 from featcache.finetuning.options import Finetuning, Place
 from featcache.finetuning.predicting import test
 from featcache.finetuning.predictor import NetworkPredictor
-from featcache.finetuning.running import devices_of, require_lightning
+from featcache.finetuning.running import check_processes, devices_of, require_lightning
 from featcache.heads.state import EpochReport, LayerRow, TrainingState
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.roster import Roster
 from featcache.training import checkpoints, networks, runs
+from featcache.training.listener import SILENT, Listener, heard
 from featcache.training.predictions import Prediction
 
 
@@ -40,6 +42,7 @@ class Watch:
     epoch: Callable[[EpochReport], None] = lambda report: None
     keeps: Callable[[str], None] = lambda run: None  # told the run's id where it keeps checkpoints
     progress: Progress = silent
+    listener: Listener = SILENT
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,8 @@ def _start(asked: Asked, place: Place) -> tuple[Start | None, dict[str, Any]]:
 
 def _job(options: Finetuning, place: Place, start: Start | None, watch: Watch) -> Job:
     devices = devices_of(place.device)
+    if len(devices) > 1:
+        check_processes()
     if len(devices) > 1 and not place.keep_checkpoints:
         raise OptionError(
             "Training on several devices needs checkpoints: what was learned comes back through them.",
@@ -203,12 +208,29 @@ def _trained(
 ) -> Finetuned:
     """Train, and store the run."""
 
-    def each(report: EpochReport) -> None:
-        if place.keep_checkpoints:
-            checkpoints.keep(folder, report.state(), place.keep_checkpoints)
+    def told(report: EpochReport) -> None:
         watch.epoch(report)
+        watch.listener.epoch(folder.name, report.metrics)
 
-    told = fit.Watch(watch.layers, each, watch.progress, lambda: checkpoints.latest(folder))
-    done = fit.train(job, place, told, state)
-    found = [Prediction(f.split, f.rows, f.labels, f.proba, f.seconds) for f in done.found]
-    return Finetuned(networks.store(roster, folder, done.facts, done.weights, done.history, found), folder)
+    last = place.keep_checkpoints
+    keep = partial(checkpoints.keep, folder, last=last) if last else None
+    hooks = fit.Watch(watch.layers, told, watch.progress, keep, lambda: checkpoints.latest(folder))
+    with heard(watch.listener, folder.name, _facts(job, roster), again=state is not None):
+        done = fit.train(job, place, hooks, state)
+        found = [Prediction(f.split, f.rows, f.labels, f.proba, f.seconds) for f in done.found]
+        record = networks.store(roster, folder, done.facts, done.weights, done.history, found)
+    watch.listener.ends(folder.name, record)
+    return Finetuned(record, folder)
+
+
+def _facts(job: Job, roster: Roster) -> dict[str, Any]:
+    """Return what is known of a run before it is trained."""
+    asked = job.asked
+    return {
+        "dataset": job.dataset.name,
+        "cache": roster.name,
+        "backbone": job.layout.network,
+        "head": job.kind,
+        "params": asked.params(),
+        "split": asked.split(),
+    }

@@ -153,3 +153,18 @@ def test_gpu_memory_is_the_sum_over_the_devices(monkeypatch: pytest.MonkeyPatch)
     with Meter() as meter:
         cuda.peaks[1] = 30
     assert meter.costs(reads="features").peak_gpu_bytes == 40
+
+
+def test_every_cost_is_in_the_ledger_in_json_and_in_the_report() -> None:
+    from featcache.commands.json_keys import COSTS
+    from featcache.reporting.tables import COLUMNS as SHOWN
+    from featcache.training.columns import COLUMNS
+
+    there = {path[-1] for _, path in COLUMNS.values()}
+    wanted = {
+        "fit_seconds", "predict_seconds_per_1000", "images_per_second", "peak_ram_bytes", "peak_gpu_bytes",
+        "parameters_trained", "parameters", "disk_bytes",
+    }  # fmt: skip
+    assert wanted <= there and wanted <= set(COSTS) and set(COSTS) == set(Costs().told())
+    titles = {column.title for column in SHOWN}
+    assert {"fit", "predict 1000", "peak RAM", "peak GPU", "learned", "on disk"} <= titles

@@ -39,15 +39,33 @@ def predictor(features: Path) -> Predictor:
     return featcache.predictor("mlp", features_dir=features)
 
 
-def _answer(path: Path, form: str, images: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Run an exported file as a stranger would."""
+def _numbers(path: Path, images: np.ndarray, network: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Put the numbers of a file into a network that has none."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        found, state = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for values in network.state_dict().values():
+        values.fill_(7)
+    network.load_state_dict(state)
+    assert float(found["temperature"]) == network.head.temperature
+    meta = {"classes": json.loads(found["classes"]), "recipe": json.loads(found["recipe"])}
+    with torch.inference_mode():
+        return network(torch.from_numpy(images)).numpy(), {**meta, "input": found["input"]}
+
+
+def _answer(path: Path, form: str, images: np.ndarray, network: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    """Run an exported file as a stranger would; one of numbers alone needs the network."""
     if form == "onnx":
         import onnxruntime
 
         session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
         found = dict(session.get_modelmeta().custom_metadata_map)
-        meta = {"classes": json.loads(found["classes"]), "input": found["input"]}
+        meta = {"classes": json.loads(found["classes"]), "recipe": json.loads(found["recipe"])}
+        meta["input"] = found["input"]
         return session.run(None, {"images": images})[0], meta
+    if form == "safetensors":
+        return _numbers(path, images, network)
     extra = {"featcache.json": ""}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -71,9 +89,9 @@ def test_its_answers_are_ours(predictor: Predictor, tmp_path: Path, form: str, t
         scaled = (pixels.astype(np.float32) / 255 - np.float32(step.mean)) / np.float32(step.std)
         images = np.ascontiguousarray(scaled.transpose(0, 3, 1, 2))
     for some in (slice(0, 5), slice(2, 3)):  # other batches than the one it was traced with
-        answer, meta = _answer(path, form, images[some])
+        answer, meta = _answer(path, form, images[some], predictor.network(takes))
         np.testing.assert_allclose(answer, predictor.probabilities(pixels[some]), atol=2e-3)
-    assert meta["classes"] == list(predictor.classes)
+    assert meta["classes"] == list(predictor.classes) and meta["recipe"] == predictor.recipe.to_dict()
     assert meta["input"] == ("uint8 (B, 40, 40, 3)" if takes == "uint8" else "float32 (B, 3, 40, 40)")
 
 

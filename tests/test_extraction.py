@@ -537,8 +537,10 @@ def test_a_dry_run_counts_what_other_caches_have(
     folder = make_folder(tmp_path / "photos")
     Image.new("RGB", (40, 40), (9, 9, 9)).save(folder / "train" / "bee" / "new.png")
     more = replace(request_, dataset=f"folder:{folder}")
-    assert dry_run(more, settings)["rows_elsewhere"] == 36
-    assert dry_run(replace(more, store_dtype="float32"), settings)["rows_elsewhere"] == 0
+    ahead = dry_run(more, settings)
+    assert (ahead["copied"], ahead["views_left"]) == (36, 1)
+    ahead = dry_run(replace(more, store_dtype="float32"), settings)
+    assert (ahead["copied"], ahead["views_left"]) == (0, 37)
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(

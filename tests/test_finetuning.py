@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -26,13 +27,14 @@ from featcache import whole
 from featcache.backbones import catalogue
 from featcache.commands.root import run as command
 from featcache.errors import BackboneError, DamagedError, DatasetError, OptionError, RunError
-from featcache.finetuning import blocks, fit, running
+from featcache.finetuning import blocks, fit, running, telling
 from featcache.finetuning.augment import Augment
 from featcache.finetuning.images import Images, Intake, batches_of_epoch
 from featcache.finetuning.job import prepare
 from featcache.finetuning.model import Layout, assemble, columns_of, scoring_node, sum_channels
 from featcache.finetuning.options import AUGMENTATIONS, Finetuning, Place
 from featcache.finetuning.predicting import predict
+from featcache.heads.state import EpochReport
 from featcache.images.catalogue import open_source
 from featcache.progress import silent
 from featcache.recipe import Preprocess
@@ -59,9 +61,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL: dict[str, Any] = {"network": "small-cnn", "channels": 3, "lr": 1e-3, "epochs": 4, "batch_size": 8}
 
 
-def _train(photos: Path, features: Path, keep: int = 0, **options: Any) -> whole.Finetuned:
+def _train(
+    photos: Path, features: Path, watch: whole.Watch | None = None, keep: int = 0, **options: Any
+) -> whole.Finetuned:
     asked = whole.Asked({"dataset": f"folder:{photos}", **SMALL, **options})
-    return whole.finetune(asked, Place(features, device="cpu", keep_checkpoints=keep))
+    return whole.finetune(asked, Place(features, device="cpu", keep_checkpoints=keep), watch or whole.Watch())
 
 
 def _weights(done: whole.Finetuned) -> bytes:
@@ -511,30 +515,60 @@ def test_options_survive_json() -> None:
     assert os.fspath(Place().features_dir) == "features"
 
 
-def several(photos: Path, folder: Path) -> None:
-    """Two processes on the CPU stand for two GPUs: Lightning's strategy and ours are the same."""
+def test_several_devices_share_the_rows_and_what_they_learned_comes_back(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes on the CPU stand for two GPUs: Lightning's strategy and ours are the same.
+
+    This process has trained on its CPU before, after which no process forked from it could.
+    """
+    assert _train(photos, tmp_path / "before", epochs=1).record["epochs"] == 1
     for module in (fit, whole):
-        module.devices_of = lambda device: ["cpu", "cpu"]  # type: ignore[attr-defined]
+        monkeypatch.setattr(module, "devices_of", lambda device: ["cpu", "cpu"])
     with pytest.raises(OptionError, match="needs checkpoints"):
-        _train(photos, folder, epochs=2)
-    done = _train(photos, folder, keep=1, epochs=2, lr=0.01)
+        _train(photos, tmp_path, epochs=2)
+    told: list[tuple[int, int, float]] = []
+
+    def hear(report: Any) -> None:
+        told.append((os.getpid(), report.epoch, report.metrics["val_loss"]))
+        assert report.state().epoch == report.epoch
+
+    asked: dict[str, Any] = {"keep": 1, "epochs": 2, "lr": 0.01, "augment": ("flip", "jitter")}
+    done = _train(photos, tmp_path, whole.Watch(epoch=hear), **asked)
     assert done.record["epochs"] == 2 and done.record["network"]["devices"] == ["cpu", "cpu"]
     assert done.record["costs"]["peak_ram_bytes"] is None, "other processes had it"
-    history = (done.folder / runs.HISTORY).read_text().splitlines()
-    best = history[done.record["best_epoch"]].split(",")
-    assert float(best[3]) == pytest.approx(done.record["val"]["log_loss"], abs=1e-5)
-    assert _weights(done) == _weights(_train(photos, folder / "again", keep=1, epochs=2, lr=0.01))
+    with open(done.folder / runs.HISTORY) as file:
+        history = list(csv.DictReader(file))
+    assert [(pid, epoch) for pid, epoch, _ in told] == [(os.getpid(), 1), (os.getpid(), 2)]
+    assert [loss for *_, loss in told] == [float(row["val_loss"]) for row in history]
+    best = history[done.record["best_epoch"] - 1]
+    assert float(best["val_loss"]) == pytest.approx(done.record["val"]["log_loss"], abs=1e-5)
 
 
-def test_several_devices_share_the_rows_and_what_they_learned_comes_back(
-    photos: Path, tmp_path: Path
+def test_where_no_process_can_be_started_it_is_said_before_anything_is_written(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In a process of its own: one that has trained on its CPU before cannot fork ones that train."""
-    code = (
-        "import sys; from pathlib import Path; from tests.test_finetuning import several; "
-        "several(Path(sys.argv[1]), Path(sys.argv[2]))"
-    )
-    command = [sys.executable, "-c", code, str(photos), str(tmp_path)]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    for module in (fit, whole):
+        monkeypatch.setattr(module, "devices_of", lambda device: ["cpu", "cpu"])
+    assert running.processes().get_start_method() == "spawn"
+    with monkeypatch.context() as patch:
+        patch.setattr(running.multiprocessing.current_process(), "_inheriting", True, raising=False)
+        with pytest.raises(OptionError, match="begins this program anew"):
+            _train(photos, tmp_path, keep=1)
+    monkeypatch.setattr(sys, "ps1", ">>> ", raising=False)
+    assert running.processes().get_start_method() == "fork"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    with pytest.raises(OptionError, match="interactive session that has used a GPU"):
+        _train(photos, tmp_path, keep=1)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_error_in_a_listener_of_several_devices_ends_the_training_with_it() -> None:
+    def fails(report: Any) -> None:
+        raise ValueError("told")
+
+    with (
+        pytest.raises(ValueError, match="told"),
+        telling.relayed(None, fails, lambda: None, [], "fp32") as sender,
+    ):
+        sender(EpochReport(1, 2, {"epoch": 1}, [], lambda: None))  # type: ignore[arg-type,return-value]

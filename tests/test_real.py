@@ -12,6 +12,7 @@ from torchvision.models import SqueezeNet1_0_Weights
 
 import featcache
 from featcache.backbones import weights
+from featcache.inference.predict import predict_files
 from featcache.training.evaluate import evaluate
 
 pytestmark = pytest.mark.real
@@ -71,3 +72,22 @@ def test_features_are_those_of_the_weights_own_transform(real_data: Path, tmp_pa
         cosine = float(row @ expected / np.linalg.norm(row) / np.linalg.norm(expected))
         assert cosine > 0.999999
         assert np.abs(row - expected).max() < 1e-3 * expected.std()
+
+
+def test_photos_get_the_predictions_of_their_cached_features(real_data: Path, tmp_path: Path) -> None:
+    """The training cache's own images, read as new files: what differs is a tie within the tolerance."""
+    cache = _extract(real_data / "imagenette160-subset", real_data, tmp_path, limit=20)
+    run = str(featcache.train_head(cache, "logreg", features_dir=tmp_path).record["run"])
+    predictor = featcache.predictor(run, features_dir=tmp_path)
+    tables = [cache.table(split, val_fraction=0) for split in ("train", "val")]
+    cached = np.concatenate([predictor.head.predict_proba(table.X) for table in tables])
+    root = real_data / "imagenette160-subset"
+    paths = [str(root / name) for table in tables for name in table.ids]
+    found = list(predict_files(predictor, paths, top=len(cache.classes), batch_size=37))
+    assert len(found) == len(cached) == 400
+    proba = np.array([[dict(each.top)[name] for name in cache.classes] for each in found])
+    np.testing.assert_allclose(proba, cached, atol=2e-3)
+    differ = np.flatnonzero(proba.argmax(axis=1) != cached.argmax(axis=1))
+    assert len(differ) <= 0.001 * len(cached) or all(
+        np.ptp(np.sort(cached[row])[-2:]) < 4e-3 for row in differ
+    )

@@ -276,6 +276,12 @@ def test_labels_name_what_differs_and_no_two_are_the_same() -> None:
     few = {"per_class": 5, "fraction": None, "trial": 0, "seed": 0}
     views = [_record("mlp", views={"mode": "random", "count": 5}), _record("mlp", views=None)]
     assert labelled(views) == ["mlp 5 views, random", "mlp"]
+    shown = [{**_record("knn"), "test": {"views": count}} for count in (None, 2)]
+    assert labelled(shown) == ["knn", "knn, averaged"]
+    kinds = [
+        _record("mlp", backbone=name, params={"lr": lr, "seed": 0}) for name, lr in (("a", 0.1), ("b", 1))
+    ]
+    assert labelled(kinds) == ["mlp · a", "mlp · b"], "options differ, but among the heads of none"
     some = [_record("ridge", subset=few), _record("ridge", subset={"strange": 1}), _record("ridge")]
     assert labelled(some) == ["ridge on 5 per class, trial 0", "ridge on some rows", "ridge"]
 

@@ -120,7 +120,7 @@ def test_the_command_shows_our_figures_beside_the_study_s(tiny: Path, tmp_path: 
     assert network["ours"]["log_loss"] > 0 and not network["found"]
     assert command([*arguments, "--limit", "4"]) == 0
     out, err = capfd.readouterr()
-    assert "the study's" in out and "0.5000" in out and "changed from the file: limit 4" in err
+    assert "accuracy (study)" in out and "(0.5000)" in out and "changed from the file: limit 4" in err
 
 
 @needs_lightning

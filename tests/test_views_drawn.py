@@ -21,7 +21,7 @@ from featcache.errors import BadImageError, FormatError, OptionError
 from featcache.extraction import reader as reading
 from featcache.extraction.pixels import by_view
 from featcache.extraction.reader import Reader, Reading
-from featcache.extraction.views import pixels_of
+from featcache.extraction.views import Wanted, pixels_of
 from featcache.images.augment import Augmenter, Draws, region, seed_of
 from featcache.images.catalogue import open_source
 from featcache.images.dataset import Dataset
@@ -115,11 +115,11 @@ def test_view_i_v_hangs_on_nothing_else(
     """However rows come together, in any threads, whichever views are wanted: the pixels are one image's."""
     new, of = range(views[0], views[0] + views[1]), Views(20, policy_of(policy), seed)
     how = Reading(batch, workers, 10**6, own_size=own, after=2)
-    made, seen = Reader(dataset, STEP, how, of, lambda part: new), []
+    made, seen = Reader(dataset, STEP, how, of, lambda part: [Wanted(part.rows, new)]), []
     try:
         for one in made.batches(iter([ShardPlan("train-00000", first, 12)])):
             for view, pixels in one.each_view():
-                for row, image in zip(range(one.first, one.stop), pixels, strict=True):
+                for row, image in zip(one.rows.tolist(), pixels, strict=True):
                     assert np.array_equal(image, pixels_of(dataset, row, view, with_views(of)))
                     seen.append((row, view))
             made.give(one)
@@ -131,7 +131,8 @@ def test_view_i_v_hangs_on_nothing_else(
 def test_processes_draw_the_same(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "MANY", 1)
     of = Views(3, policy_of("crop"), 3)
-    made = Reader(dataset, STEP, Reading(5, 2, 10**6, processes=True), of, lambda part: range(3))
+    how = Reading(5, 2, 10**6, processes=True)
+    made = Reader(dataset, STEP, how, of, lambda part: [Wanted(part.rows, range(3))])
     try:
         (batch,) = made.batches(iter([ShardPlan("train-00000", 1, 6)]))
         for view, pixels in batch.each_view():

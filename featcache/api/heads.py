@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from featcache.errors import OptionError
+from featcache.live.listeners import listening
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
 from featcache.store.keeping import local
@@ -17,6 +20,11 @@ from featcache.training.grid import Range
 from featcache.training.subsets import sizes_of
 
 PathLike = str | os.PathLike[str]
+_log = logging.getLogger("featcache")
+
+
+def _path(path: PathLike | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def train_head(
@@ -32,6 +40,8 @@ def train_head(
     memory_budget: int | None = None,
     view_mode: str | None = None,
     test_views: bool = False,
+    tensorboard: PathLike | None = None,
+    mlflow: str | None = None,
     features_dir: PathLike = "features",
     **params: Any,
 ) -> fit.Trained:
@@ -40,6 +50,7 @@ def train_head(
     `params` are the head's own options, e.g. `hidden=(50, 20), lr=1e-3` (`featcache train-head --help`).
     `memory_budget` is how many bytes of the features may be in memory at once. `view_mode` says what is made
     of augmented views, "random", "all" or "clean"; with `test_views` test predictions are averaged over them.
+    `tensorboard`, a folder, and `mlflow`, a tracking URI, show the training while it goes on.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
@@ -58,7 +69,8 @@ def train_head(
         view_mode=view_mode,
         test_views=test_views,
     )
-    return fit.train(opened, training)
+    with listening(_path(tensorboard), mlflow, _log.warning) as listener:
+        return fit.train(opened, training, fit.Watch(listener=listener))
 
 
 def sweep(
@@ -83,6 +95,8 @@ def sweep(
     memory: int = sweeping.MEMORY,
     memory_budget: int | None = None,
     view_mode: str | None = None,
+    tensorboard: PathLike | None = None,
+    mlflow: str | None = None,
     features_dir: PathLike = "features",
     tell: Callable[[sweeping.News], None] = lambda news: None,
     **params: Any,
@@ -95,7 +109,7 @@ def sweep(
     learning curve of `trials` draws a size (`.curve`), `cv` validates on so many folds. `.configurations` are
     ordered by mean validation accuracy, `.best` is the record of the run chosen. Heads train together within
     `memory` bytes, besides the features, of which `memory_budget` bytes may be in memory at once; `tell`
-    hears how far it is.
+    hears how far it is, and `tensorboard` and `mlflow` show it as in `train_head`.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
@@ -115,7 +129,8 @@ def sweep(
     )
     sizes = sizes_of(few_shot, fractions)
     asked = sweeping.Sweep(training, grid or {}, seeds, memory, random, optuna, sizes, trials, cv, draw_seed)
-    return sweeping.sweep(opened, asked, tell)
+    with listening(_path(tensorboard), mlflow, _log.warning) as listener:
+        return sweeping.sweep(opened, asked, tell, listener=listener)
 
 
 def evaluate(run: str, *, test_views: bool = False, features_dir: PathLike = "features") -> dict[str, Any]:

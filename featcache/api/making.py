@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from featcache.extraction import extract as extraction
 from featcache.extraction.request import Request, Settings, augmentation
+from featcache.live.listeners import listening
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 from featcache.store.keeping import local
@@ -43,6 +45,9 @@ def extract(
     workers: int | None = None,
     on_bad_image: str = "error",
     decode_in: str = "auto",
+    engine: str = "local",
+    ray_address: str | None = None,
+    ray_actors: int | None = None,
     data_dir: PathLike = "data",
     features_dir: PathLike = "features",
     progress: Progress = silent,
@@ -75,6 +80,9 @@ def extract(
         on_bad_image: "error" or "skip".
         decode_in: "threads", "processes", where a decoder may die or hang, or "auto": processes where bad
             images are skipped, there are many for a GPU, or a run has died.
+        engine: "local", or "ray" for the actors of a Ray cluster (a connection that Ray has already is used).
+        ray_address: of the cluster, "auto" for the one this machine is part of; None: this machine alone.
+        ray_actors: as many as find room where None.
         data_dir: where downloaded data sets are.
         features_dir: where caches are; a folder, or a URL such as "s3://bucket/features".
         progress: told what is being done, how far it is, and how much there is.
@@ -91,7 +99,7 @@ def extract(
     )  # fmt: skip
     settings = Settings(
         local(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime,
-        decode_in=decode_in,
+        decode_in=decode_in, engine=engine, ray_address=ray_address, ray_actors=ray_actors,
     )  # fmt: skip
     return Cache(extraction.extract(request, settings, progress, notify).path)
 
@@ -108,6 +116,8 @@ def finetune(
     data_dir: PathLike = "data",
     features_dir: PathLike = "features",
     progress: Progress = silent,
+    tensorboard: PathLike | None = None,
+    mlflow: str | None = None,
     **options: Any,
 ) -> Finetuned:
     """Train a whole network, store the run beside those of heads, and return it: `.record` and `.folder`.
@@ -115,6 +125,7 @@ def finetune(
     `network` is a backbone or one of the small networks; `from_run` starts with the backbone and the head of
     a run, on its data set; `weights` says where they come from, "scratch" draws them. `options` are the
     fields of `featcache.finetuning.options.Finetuning`, such as `train="last-block", lr=1e-4, epochs=5`.
+    `tensorboard`, a folder, and `mlflow`, a tracking URI, show the training while it goes on.
 
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
@@ -128,4 +139,6 @@ def finetune(
     given = {**options, **{name: value for name, value in named.items() if value is not None}}
     place = Place(local(features_dir), Path(data_dir), device, workers, keep_checkpoints)
     asked = whole.Asked(given, from_run, None if from_run is None or weights is None else os.fspath(weights))
-    return whole.finetune(asked, place, whole.Watch(progress=progress))
+    board = None if tensorboard is None else Path(tensorboard)
+    with listening(board, mlflow, logging.getLogger("featcache").warning) as listener:
+        return whole.finetune(asked, place, whole.Watch(progress=progress, listener=listener))

@@ -148,7 +148,7 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
         why = next((f"{name}: {why}" for name, why in found.items() if why), "")
         sharing.remember(features_dir, why if safe_for(found) == ONE else "")
     return {
-        "versions": {"python": platform.python_version(), **versions()},
+        "versions": {"python": platform.python_version(), **versions(), "ray": machine.ray_version()},
         "devices": device_facts(),
         "precisions": machine.precisions_of_devices(),
         "runtimes": machine.runtimes(),

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
     from featcache.inference.predictor import Predictor
 
 
-@click.command(short_help="Write backbone and head as one model: ONNX, torch.export, TorchScript.")
+@click.command(
+    short_help="Write backbone and head as one model: ONNX, torch.export, TorchScript, safetensors."
+)
 @click.option("--run", "run_name", required=True, metavar="RUN", help="The run to export.")
 @click.option(
-    "--format", "form", type=click.Choice(["onnx", "torch-export", "torchscript"]), default="onnx",
-    show_default=True,
+    "--format", "form", type=click.Choice(["onnx", "torch-export", "torchscript", "safetensors"]),
+    default="onnx", show_default=True,
 )  # fmt: skip
 @click.option(
     "--input", "takes", type=click.Choice(["normalized", "uint8"]), default="normalized", show_default=True,
@@ -44,7 +46,8 @@ def export(
 
     The model takes images that are resized and cropped already, in batches of any size, and answers with
     probabilities. Before it is written, its answers are compared with featcache's own. ONNX needs
-    `pip install 'featcache[onnx]'`. Exported are linear, mlp, logreg, ridge and linear svm.
+    `pip install 'featcache[onnx]'`; safetensors holds the numbers alone. Exported are linear, mlp, logreg,
+    ridge and linear svm.
     """
     from featcache.training.runs import find_run
 

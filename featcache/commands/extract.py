@@ -11,6 +11,7 @@ from featcache.commands import options
 from featcache.commands.output import duration, progress_bar, say, show, show_json, size
 from featcache.extraction.request import (
     DECODE_IN,
+    ENGINES,
     NORMALIZE,
     ON_BAD_IMAGE,
     PRECISIONS,
@@ -153,6 +154,27 @@ def deciding(function: Any) -> Any:
     show_default=True,
     help="Stop at an image that cannot be read, or leave it out and list it.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="Who computes: this machine, or the actors of a Ray cluster (extra featcache[ray]), to all of whose "
+    "nodes images and features must be visible under the same paths.",
+)
+@click.option(
+    "--ray-address",
+    metavar="auto|ADDRESS",
+    help="With --engine ray: the cluster; auto: the one that this machine is part of [default: one of this "
+    "machine alone, for this run].",
+)
+@click.option(
+    "--ray-actors",
+    type=options.AutoOrNumber(),
+    default="auto",
+    show_default=True,
+    help="With --engine ray: one for each GPU, else for up to 4 CPUs; --workers: how many CPUs each takes.",
+)
 @options.data_dir
 @options.features_dir
 @click.option("--dry-run", is_flag=True, help="Say what it would cost, at a rate measured on a few images.")
@@ -166,6 +188,9 @@ def extract(
     workers: int | None,
     decode_in: str,
     on_bad_image: str,
+    engine: str,
+    ray_address: str | None,
+    ray_actors: int | None,
     dry_run: bool,
     as_json: bool,
     **deciding: Any,
@@ -190,6 +215,9 @@ def extract(
         on_bad_image,
         runtime=runtime,
         decode_in=decode_in,
+        engine=engine,
+        ray_address=ray_address,
+        ray_actors=ray_actors,
     )
     if dry_run:
         _show_plan(request, settings, as_json)
@@ -206,6 +234,8 @@ def extract(
     if found.images:
         rate = found.images / found.extraction_seconds
         show(f"      {found.images} images at {rate:.1f} images/s with {found.runtime}")
+    if found.copied:
+        show(f"      {found.copied} copied")
     if found.bad_images:
         show(f"      {found.bad_images} images could not be read: featcache info {found.path.name}")
 
@@ -220,10 +250,10 @@ def _show_plan(request: Request, settings: Settings, as_json: bool) -> None:
         return
     nodes = ", ".join(f"{node} {width}" for node, width in plan["nodes"].items())
     show(f"cache    {plan['cache']}")
-    there, elsewhere = plan["rows_there"], plan["rows_elsewhere"]
-    show(f"images   {plan['images']}, of them {there} already there, {elsewhere} in other such caches")
+    show(f"images   {plan['images']}, of them {plan['rows_there']} already there")
     if plan["views"] > plan["images"]:
-        show(f"views    {plan['views']}, of them {plan['views_left']} to embed")
+        show(f"views    {plan['views']} of all images together")
+    show(f"work     {plan['views_left']} to compute, {plan['copied']} to copy")
     show(f"columns  {nodes} · {plan['bytes_per_image']} bytes an image")
     show(f"disk     {size(plan['bytes'])} still to write, {size(plan['free_bytes'])} free")
     if plan["images_per_second"]:

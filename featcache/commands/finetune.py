@@ -18,7 +18,7 @@ from featcache.finetuning.options import AUGMENTATIONS
 _BY_RUN = ("network", "dataset", "hidden", "channels", "preprocess", "image_size", "normalize", "limit",
            "max_pixels", "val_fraction", "split_seed", "split_mode")  # fmt: skip
 _WITH_RESUME = ("resume", "epochs", "device", "workers", "keep_checkpoints", "features_dir",
-                "data_dir", "as_json")  # fmt: skip
+                "data_dir", "as_json", "tensorboard", "mlflow")  # fmt: skip
 
 
 class Names(click.ParamType[Any]):
@@ -79,6 +79,7 @@ class Names(click.ParamType[Any]):
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run, or with --epochs for longer.")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode [default: 0 on a CPU].")
 @options.devices
+@options.live
 @options.data_dir
 @options.features_dir
 @options.as_json
@@ -89,6 +90,8 @@ def finetune(
     workers: int | None,
     keep_checkpoints: int,
     device: str,
+    tensorboard: Path | None,
+    mlflow: str | None,
     data_dir: Path,
     features_dir: Path,
     as_json: bool,
@@ -104,14 +107,16 @@ def finetune(
     """
     _refuse_ignored(resume, from_run)
     from featcache import whole
+    from featcache.live.listeners import listening
 
     place = known.Place(features_dir, data_dir, device, workers, keep_checkpoints)
-    with progress_bar(as_json) as progress:
+    with progress_bar(as_json) as progress, listening(tensorboard, mlflow, _note) as listener:
         watch = whole.Watch(
             layers=(lambda rows: None) if as_json else show_layers,
             epoch=(lambda report: None) if as_json else _say_epoch,
             keeps=lambda run: say(f"run {run}: if it is stopped, featcache finetune --resume {run}"),
             progress=progress,
+            listener=listener,
         )
         if resume is not None:
             done = whole.resume(resume, place, watch, _epochs(given))
@@ -122,6 +127,10 @@ def finetune(
     else:
         show_run(done.record)
         say(f"weights {done.folder / 'network.safetensors'} ({size(done.record['costs']['disk_bytes'])})")
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}")
 
 
 def _epochs(given: dict[str, Any]) -> int | None:

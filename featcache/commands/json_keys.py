@@ -64,6 +64,7 @@ _EXTRACT = {
     "bytes": "size of all shards",
     "images_per_second": "of this call, null if it embedded none",
     "seconds": "of the whole call",
+    "copied": "views that were copied from finished caches of the same recipe, or from an equal image",
     "bad_images": "how many images could not be read",
     "runtime": "what ran the backbone: torch, compile or openvino; null if it embedded none",
 }
@@ -77,9 +78,9 @@ KEYS: dict[str, dict[str, str]] = {
         "images": "images of the data set",
         "rows": _EXTRACT["rows"],
         "rows_there": "rows that are committed already",
-        "rows_elsewhere": "images whose features other caches of the same recipe have",
         "views": "of all images together, each image itself among them",
-        "views_left": "how many of them have to be embedded; others are there, or copied from another cache",
+        "copied": "how many of them are copied from finished caches of the same recipe, or an equal image",
+        "views_left": "how many of them have to be embedded; others are there, or copied",
         "nodes": _EXTRACT["nodes"],
         "columns": _EXTRACT["columns"],
         "bytes_per_image": "of the features of a view, all nodes together",
@@ -195,6 +196,7 @@ KEYS: dict[str, dict[str, str]] = {
         "worse; null where rows cannot be paired), front (runs on the Pareto front of accuracy and time to "
         "fit, fastest first), verdict and notes (sentences)",
         "left_out": "runs that are not in it, and why",
+        "study": "of a study's file its name and notes; else null",
     },
     "a run of report": {
         "rank": "by accuracy, from 1",
@@ -203,12 +205,12 @@ KEYS: dict[str, dict[str, str]] = {
         **dict.fromkeys(("dataset", "split", "rows", "head", "cache", "backbone", "node"), "as recorded"),
         **dict.fromkeys(("train_rows", "epochs", "best_epoch"), "as recorded; null for what is not known"),
         "accuracy": "share of rows",
-        "low": "of its 95 % interval",
-        "high": "likewise",
+        **dict.fromkeys(("low", "high"), "of its 95 % interval"),
         **{name: METRICS[name] for name in ("top5", "macro_f1", "log_loss", "ece")},
         "worst_class": "the class with the least F1",
         "worst_f1": "its F1",
         **COSTS,
+        "reported": "the study's own figures, as in `study`; empty without a study's file",
     },
     "study": {
         "study": "its name",
@@ -220,8 +222,8 @@ KEYS: dict[str, dict[str, str]] = {
         "system": "its name",
         "run": "the id of its run",
         "found": "whether it was there already",
-        "ours": "accuracy, log_loss, macro_precision, macro_recall, macro_f1 (of the test split, or of the "
-        "validation split without one), fit_seconds, gpu_gb; null where unknown",
+        "ours": "accuracy, log_loss, macro_precision, macro_recall, macro_f1, worst_class, predict_seconds "
+        "(of `split`), val_log_loss, best_epoch, fit_seconds, epoch_seconds, ram_gb, gpu_gb; null: unknown",
         "study": "the study's own figures under the same names, those that it reports",
         "split": "of which split ours are",
         "val_accuracy": "on the validation split",

@@ -98,6 +98,26 @@ _SPLIT: list[Decorator] = [
 ]
 
 
+def live(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that show a training elsewhere while it goes on."""
+    for option in reversed(_LIVE):
+        function = option(function)
+    return function
+
+
+_LIVE: list[Decorator] = [
+    click.option(
+        "--tensorboard",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        help="Show it in TensorBoard while it trains: featcache[tensorboard].",
+    ),
+    click.option(
+        "--mlflow", metavar="URI", help="Log it to MLflow, e.g. http://localhost:5000: featcache[mlflow]."
+    ),
+]
+
+
 class AutoOrNumber(click.ParamType[Any]):
     """`auto` (None) or a whole number of at least one."""
 

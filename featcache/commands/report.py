@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,11 @@ from featcache.commands import options
 from featcache.commands.output import progress_bar, say, show, show_json, show_table
 
 if TYPE_CHECKING:
+    from featcache.reporting.gathering import Entry
     from featcache.reporting.judging import Judged
     from featcache.reporting.report import Report
+    from featcache.reporting.reported import Subject
+    from featcache.reporting.tables import Column
 
 FORMS = ("text", "csv", "markdown")
 
@@ -29,7 +33,7 @@ def _forms(function: Any) -> Any:
 
 
 @click.command(short_help="A page that compares runs and looks closely at each; also figures, text, CSV.")
-@click.argument("names", metavar="[RUN|CACHE]...", nargs=-1)
+@click.argument("names", metavar="[RUN|CACHE|STUDY.toml]...", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All runs of all caches.")
 @click.option(
     "--out", type=click.Path(path_type=Path, dir_okay=False), help="The page.  [default: report.html]"
@@ -83,14 +87,16 @@ def report(
     Without a name it is about the runs of the cache used last. A page is written, report.html, that needs
     no network and nothing else, unless only figures or one of --text, --csv, --markdown and --json is asked
     for. Runs are compared where they were evaluated on the very same rows, of several caches too; others
-    are shown apart. The page and the figures need: pip install "featcache[report]".
+    are shown apart. Of a study's file, the runs that it came to last are shown under the names of its
+    systems, beside the study's own figures. The page and the figures need: pip install "featcache[report]".
     """
-    from featcache.reporting.gathering import folders_of, gather
+    from featcache.reporting.gathering import gather
     from featcache.reporting.report import Asked, Report
 
     form = _one_form(forms, as_json)
-    folders, named = folders_of(features_dir, _names(names, everything, features_dir))
-    whole = Report(gather(folders, split, named=named, seed=seed), Asked(data_dir, dataset, details, seed))
+    folders, named, subject = _asked_for(_names(names, everything, features_dir), features_dir)
+    gathered = gather(folders, split, named=named, seed=seed, subject=subject)
+    whole = Report(gathered, Asked(data_dir, dataset, details, seed))
     if out is None and not form and figures is None:
         out = Path("report.html")
     written = _write(whole, out, figures, quiet=as_json)
@@ -124,6 +130,23 @@ def _names(names: tuple[str, ...], everything: bool, features_dir: Path) -> tupl
     return (last,)
 
 
+def _asked_for(names: tuple[str, ...], features_dir: Path) -> tuple[list[Path], set[Path], Subject | None]:
+    """Return the folders of the runs asked for, those of them that were named, and the study they are of."""
+    from featcache.reporting.gathering import folders_of
+
+    files = [name for name in names if name.endswith(".toml")]
+    if not files:
+        return *folders_of(features_dir, names), None
+    if len(files) > 1:
+        raise click.UsageError("A report is on one study at a time.")
+    from featcache.studies.subject import subject_of
+
+    subject, folders = subject_of(features_dir, Path(files[0]))
+    others = [name for name in names if name not in files]
+    more, named = folders_of(features_dir, others) if others else ([], set())
+    return list(dict.fromkeys([*folders, *more])), {*folders, *named}, subject
+
+
 def _write(whole: Report, out: Path | None, figures: Path | None, quiet: bool) -> list[Path]:
     from featcache import atomic
 
@@ -151,6 +174,7 @@ def _print(whole: Report, form: str) -> None:
     else:
         for number, each in enumerate(whole.judged):
             _show(each, apart=number > 0)
+        _say_study(whole)
         for why in whole.gathered.left_out:
             say(f"left out: {why}")
 
@@ -162,12 +186,10 @@ def _show(judged: Judged, apart: bool) -> None:
         show("")
     show(tables.title(judged.group))
     entries = judged.group.entries
-    columns = tables.shown(entries)
-    rows = [
-        [str(rank), *(column.whole(entry) for column in columns)] for rank, entry in enumerate(entries, 1)
-    ]
-    right = ["#", *(column.title for column in columns if column.number)]
-    show_table(["#", *(column.title for column in columns)], rows, right=right)
+    _show_columns(tables.shown(entries), entries)
+    if columns := tables.beside(entries):
+        show("\nbeside the study's own figures")
+        _show_columns(columns, entries)
     show("")
     for sentence in judged.sentences:
         show(sentence)
@@ -175,9 +197,24 @@ def _show(judged: Judged, apart: bool) -> None:
         say(f"note: {note}")
 
 
+def _show_columns(columns: Sequence[Column], entries: Sequence[Entry]) -> None:
+    rows = [
+        [str(rank), *(column.whole(entry) for column in columns)] for rank, entry in enumerate(entries, 1)
+    ]
+    right = ["#", *(column.title for column in columns if column.number)]
+    show_table(["#", *(column.title for column in columns)], rows, right=right)
+
+
+def _say_study(whole: Report) -> None:
+    subject = whole.gathered.subject
+    for note in () if subject is None else subject.notes:
+        say(f"note: {note}")
+
+
 def _tell(whole: Report, out: Path | None, figures: Path | None, written: list[Path]) -> None:
     for each in whole.judged:
         show(each.sentences[0])
+    _say_study(whole)
     for why in whole.gathered.left_out[:5]:
         say(f"left out: {why}")
     if len(whole.gathered.left_out) > 5:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 @click.option(
     "--backbone", multiple=True, metavar="OLD=NEW", help="Another backbone in one's place; likewise."
 )
+@click.option("--system", "systems", multiple=True, metavar="NAME",
+              help="This system alone, and what it starts from; may be given again.")  # fmt: skip
 @click.option("--limit", type=click.IntRange(1), help="Only the first N images of each class and split.")
 @click.option("--image-size", type=click.IntRange(1), help="Another input size of backbones, in pixels.")
 @click.option("--epochs", type=click.IntRange(1), help="At most so many epochs of whole networks.")
@@ -34,6 +36,7 @@ def study(
     dataset: str | None,
     weights: tuple[str, ...],
     backbone: tuple[str, ...],
+    systems: tuple[str, ...],
     limit: int | None,
     image_size: int | None,
     epochs: int | None,
@@ -48,7 +51,7 @@ def study(
     weights, sizes or backbones than the file's, which is for trying, the study's figures are no measure.
     """
     from featcache.finetuning.options import Place
-    from featcache.studies.file import Changes, changed, read_study
+    from featcache.studies.file import Changes, changed, only, read_study
 
     changes = Changes(
         dataset,
@@ -59,14 +62,14 @@ def study(
         epochs,
     )
     read = changed(read_study(file), changes)
+    read = only(read, systems) if systems else read
     from featcache.studies.run import Watch, run_study
 
     with progress_bar(as_json) as progress:
         watch = Watch(say, progress, lambda text: None)
         rows = run_study(read, Place(features_dir, data_dir, device, keep_checkpoints=1), watch)
-    words = changes.in_words()
     if as_json:
-        show_json({"study": read.name, "dataset": read.dataset, "changes": words,
+        show_json({"study": read.name, "dataset": read.dataset, "changes": list(read.changes),
                    "systems": [_plain(row) for row in rows]})  # fmt: skip
         return
     show(f"{read.name}, on {read.dataset}\n")
@@ -74,8 +77,10 @@ def study(
     for row in rows:
         if row.curve:
             _show_curve(row)
-    if words:
-        say(f"note: changed from the file: {', '.join(words)}; the study's figures are no measure of these.")
+    if read.changes:
+        words = ", ".join(read.changes)
+        say(f"note: changed from the file: {words}; the study's figures are no measure of these.")
+    say(f"next: featcache report {file}")
 
 
 def _pairs(given: tuple[str, ...], flag: str, alone: bool = False) -> dict[str, str]:
@@ -107,21 +112,37 @@ def _split(record: Any) -> str:
     return "test" if record.get("test") else "val"
 
 
+_ALWAYS = ("accuracy", "log_loss", "macro_f1", "fit_seconds")
+
+
 def _show(rows: list[Row]) -> None:
-    """Write the table; a column of the study's figures only where it reports any."""
-    columns, cells = ["system", "on"], [[row.system, _split(row.record)] for row in rows]
-    for name, words in (("accuracy", "accuracy"), ("log_loss", "log-loss"), ("macro_f1", "macro F1")):
-        columns.append(words)
-        for line, row in zip(cells, rows, strict=True):
-            line.append(row.ours()[name])  # type: ignore[arg-type]
-        if any(name in row.figures for row in rows):
-            columns.append("the study's")
-            for line, row in zip(cells, rows, strict=True):
-                line.append(row.figures.get(name))  # type: ignore[arg-type]
-    columns += ["fit", "run"]
-    for line, row in zip(cells, rows, strict=True):
-        line += [duration(row.record["fit_seconds"]), row.record["run"]]
-    show_table(columns, cells, right=[name for name in columns if name not in ("system", "on", "run")])
+    """Write the table, the study's own figures in brackets behind ours."""
+    from featcache.figures import FIGURES
+
+    names = [n for n in FIGURES if n in _ALWAYS or any(n in row.figures for row in rows)]
+    told = {n for n in names if any(n in row.figures for row in rows)}
+    titles = [f"{FIGURES[n].title} (study)" if n in told else FIGURES[n].title for n in names]
+    lines = [[row.system, _split(row.record), *(_beside(row, n) for n in names), row.record["run"]]
+             for row in rows]  # fmt: skip
+    show_table(["system", "on", *titles, "run"], lines, right=titles)
+
+
+def _beside(row: Row, name: str) -> str | None:
+    ours = _figure(name, row.ours()[name])
+    if name not in row.figures:
+        return ours
+    return f"{ours or '-'} ({_figure(name, row.figures[name])})"
+
+
+def _figure(name: str, value: Any) -> str | None:
+    from featcache.figures import FIGURES
+
+    unit = FIGURES[name].unit
+    if value is None or unit in ("class", "epoch"):
+        return None if value is None else str(value)
+    if unit == "seconds":
+        return duration(value)
+    return f"{value:.3g} GB" if unit == "gigabytes" else f"{value:.4f}"
 
 
 def _show_curve(row: Row) -> None:

@@ -87,6 +87,7 @@ class Numbers(click.ParamType[Any]):
     metavar="GIB",
     help="What heads fitted together may take, besides the features.",
 )
+@options.live
 @options.features_dir
 @options.as_json
 def sweep(
@@ -110,6 +111,8 @@ def sweep(
     calibrate: bool,
     test: bool,
     memory: float,
+    tensorboard: Path | None,
+    mlflow: str | None,
     features_dir: Path,
     as_json: bool,
     **given: Any,
@@ -126,6 +129,7 @@ def sweep(
     of K folds, and the configuration with the best mean is trained on all of them: networks for the mean of
     the folds' best epochs.
     """
+    from featcache.live.listeners import listening
     from featcache.training.fit import Training
     from featcache.training.grid import parse, ranges
     from featcache.training.subsets import sizes_of
@@ -150,8 +154,8 @@ def sweep(
     for name, wide in ranges(values).items():
         say(f"{name}: {wide}")
     opened = open_cache(features_dir, cache)
-    with status_line(as_json) as line:
-        swept = run_sweep(opened, asked, lambda news: line(_progress(news)), _warn)
+    with status_line(as_json) as line, listening(tensorboard, mlflow, _warn) as listener:
+        swept = run_sweep(opened, asked, lambda news: line(_progress(news)), _warn, listener)
     if as_json:
         show_json(_result(opened.name, head, swept))
     elif swept.curve:

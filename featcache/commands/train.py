@@ -79,6 +79,7 @@ def parameters(function: Any) -> Any:
     "--keep-checkpoints", type=click.IntRange(0), default=0, help="Keep the last N epochs, to resume from."
 )
 @click.option("--resume", metavar="RUN", help="Go on with an interrupted run that kept checkpoints.")
+@options.live
 @options.features_dir
 @options.as_json
 def train_head(
@@ -95,6 +96,8 @@ def train_head(
     test_views: bool,
     keep_checkpoints: int,
     resume: str | None,
+    tensorboard: Path | None,
+    mlflow: str | None,
     features_dir: Path,
     as_json: bool,
     **given: Any,
@@ -105,35 +108,27 @@ def train_head(
     with --test, at the end. A data set without a validation split of its own lends one out of its
     training rows; changing how costs nothing, for the features stay the same.
     """
+    from featcache.live.listeners import listening
     from featcache.training import fit
 
     chosen = chosen_parameters(given)
     if resume is not None:
         _refuse_beside_resume()
-    with progress_bar(as_json) as progress:
+    with progress_bar(as_json) as progress, listening(tensorboard, mlflow, _note) as listener:
         watch = fit.Watch(
             layers=(lambda rows: None) if as_json else show_layers,
             epoch=lambda report: progress("epoch", report.epoch, report.epochs),
-            warns=lambda text: say(f"note: {text}"),
+            warns=_note,
+            listener=listener,
             keeps=lambda run: say(f"run {run}: if it is stopped, featcache train-head --resume {run}"),
         )
         if resume is not None:
             trained = fit.resume(features_dir, resume, chosen.get("epochs"), watch)
         else:
             training = fit.Training(
-                head,
-                chosen,
-                node,
-                val_fraction,
-                split_seed,
-                split_mode,
-                test,
-                keep_checkpoints,
-                calibrate,
-                memory_budget,
-                view_mode=view_mode,
-                test_views=test_views,
-            )
+                head, chosen, node, val_fraction, split_seed, split_mode, test, keep_checkpoints, calibrate,
+                memory_budget, view_mode=view_mode, test_views=test_views,
+            )  # fmt: skip
             trained = fit.train(open_cache(features_dir, cache), training, watch)
     if as_json:
         show_json(result(trained.record))
@@ -141,12 +136,19 @@ def train_head(
         show_run(trained.record)
 
 
+_WITH_RESUME = ("resume", "epochs", "features_dir", "as_json", "tensorboard", "mlflow")
+
+
+def _note(text: str) -> None:
+    say(f"note: {text}")
+
+
 def _refuse_beside_resume() -> None:
     """An interrupted run knows its options; another value given beside it would be ignored."""
     context = click.get_current_context()
     for name in context.params:
         given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and name not in ("resume", "epochs", "features_dir", "as_json"):
+        if given and name not in _WITH_RESUME:
             flag = f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} cannot be given with --resume: the run goes on as it began.")
 

@@ -1,168 +1,232 @@
-"""Views that another finished cache of the same images has already: they are copied, the others computed."""
+"""What need not be computed: rows that finished caches of the same recipe have, and images that are equal.
+
+One question, asked once for every shard: which views of which rows can be copied, and from where? What is
+left is computed. Rows are found by the content of their images, so that it does not matter what an image is
+called, which class and split it is in, or which data set it was met in first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.errors import DamagedError, FeatcacheError
-from featcache.extraction.request import versions
-from featcache.recipe import FORMAT, Recipe
+from featcache.extraction.siblings import Sibling, siblings
+from featcache.extraction.twins import Twins
+from featcache.extraction.views import Wanted
+from featcache.recipe import Recipe
 from featcache.store.cache import Cache
-from featcache.store.folders import caches_in
-from featcache.store.plan import ShardPlan
-from featcache.store.quantised import name_of
-from featcache.store.records import Commit
-from featcache.store.shard import FEATURES
+from featcache.store.plan import Plan, ShardPlan
 
-Bad = tuple[int, str]
+Features = dict[str, NDArray[np.floating]]
+"""Node → (n, V, D)."""
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Rows of a shard whose first views are copied from one cache."""
+
+    sibling: Sibling
+    places: NDArray[np.int64]  # in the shard
+    rows: NDArray[np.int64]  # in the other cache
+    views: int
+
+
+@dataclass(frozen=True)
+class Division:
+    """What of a shard is computed, and what is copied from where."""
+
+    wanted: list[Wanted]
+    copies: list[Copy] = field(default_factory=list)
+    twins: list[tuple[int, int]] = field(default_factory=list)  # (place, row), see `Twins.of`
+    after: frozenset[str] = frozenset()  # shards of this cache that must be committed first
+
+    @property
+    def copied(self) -> int:
+        """How many views are copied."""
+        return len(self.twins) + sum(len(copy.places) * copy.views for copy in self.copies)
+
+    @property
+    def left(self) -> int:
+        """How many views are computed."""
+        return sum(len(one.rows) * len(one.views) for one in self.wanted)
 
 
 class Share:
-    """Which views of a cache's rows are computed, and which are copied from another finished cache.
+    """Which views of a cache's rows are computed, and which are copied.
 
     Args:
-        cache: the cache to fill.
-        source: a finished cache of the same images with views that it shares, see `source_of`.
+        recipe: of the cache.
+        plan: its plan.
+        shards: all that are planned.
+        cache: the cache; None where there is none yet.
+        sources: finished caches of the same recipe, see `siblings`; the first that has most views of an image
+            gives them.
+        check: whether a shard is read and compared with its hash before anything is planned to come from it;
+            if not, nothing can be copied, only counted.
     """
 
-    def __init__(self, cache: Cache, source: Cache | None = None) -> None:
-        self._cache, self._source = cache, source
-        self._commits: list[Commit] = []
-        if source is not None:
-            self._commits = sorted(source.commits().values(), key=lambda commit: commit.first)
-        self._sound: dict[str, bool] = {}
+    def __init__(
+        self,
+        recipe: Recipe,
+        plan: Plan,
+        shards: Sequence[ShardPlan],
+        cache: Cache | None = None,
+        sources: Sequence[Sibling] = (),
+        check: bool = True,
+    ) -> None:
+        self._recipe, self._plan, self._sources, self._check = recipe, plan, list(sources), check
+        self._twins = Twins(plan, shards, cache, check)
+        self._divided: dict[str, Division] = {}
+        self.copied = 0  # views of the shards that were asked for
+        self.left: dict[str, int] = {}  # views that are computed, by the name of such a shard
 
-    def new(self, part: ShardPlan) -> range:
-        """Return the views of a shard's rows that have to be computed; those before them are copied."""
-        views = self._cache.recipe.views_in(part.split)
-        return range(self._copied(part) if self._source is not None else 0, views)
+    def of(self, part: ShardPlan) -> Division:
+        """Return what of a shard is computed and what copied; decided when it is first asked for."""
+        if part.name not in self._divided:
+            self._divided[part.name] = division = self._divide(part)
+            self._twins.begin(part)
+            self.copied += division.copied
+            self.left[part.name] = division.left
+        return self._divided[part.name]
 
-    def bad(self, part: ShardPlan) -> list[Bad]:
-        """Return the rows of a shard, with reasons, that the other cache could not read."""
-        return [bad for commit in self._of(part) for bad in commit.bad if part.first <= bad[0] < part.stop]
+    def wanted(self, part: ShardPlan) -> list[Wanted]:
+        """Return the rows of a shard that are to be computed, with the views of each."""
+        return self.of(part).wanted
 
-    def rows(self, part: ShardPlan, node: str, copied: int) -> NDArray[np.floating]:
-        """Return the first `copied` views of a shard's rows, (n, copied, D), out of the other cache.
+    def fill(self, part: ShardPlan, rows: Features, bad: Iterable[tuple[int, str]]) -> list[tuple[int, str]]:
+        """Put what is copied into a shard of which the rest is there, and zeros for bad images.
+
+        Args:
+            part: the shard.
+            rows: node → (n, V, D).
+            bad: (row, reason) of the images that could not be read.
+
+        Returns:
+            The same with the images that equal one of these, in order.
 
         Raises:
-            DamagedError: a shard of it differs from what was committed.
+            DamagedError: a shard that was whole before has changed.
         """
-        alone = len(self._cache.columns) == 1
-        found = []
-        for commit in self._of(part):
-            whole = self._blocks(commit)[name_of(FEATURES, node, alone)].map()
-            own = slice(max(part.first, commit.first) - commit.first, part.stop - commit.first)
-            found.append(whole.reshape(len(whole), -1, whole.shape[-1])[own, :copied])
-        rows: NDArray[np.floating] = np.concatenate(found)
-        return rows
+        division, lost = self._divided.pop(part.name), dict(bad)
+        for copy in division.copies:
+            for node, whole in rows.items():
+                whole[copy.places, : copy.views] = copy.sibling.rows.read(copy.rows, node, copy.views)
+        pairs = np.array(division.twins, dtype=np.int64).reshape(-1, 2)
+        here = (part.first <= pairs[:, 1]) & (pairs[:, 1] < part.stop)
+        other, own = pairs[~here], pairs[here]
+        if len(other):
+            for node, whole in rows.items():
+                whole[other[:, 0], 0] = self._twins.read(other[:, 1], node)
+            why = self._twins.bad(other[:, 1])
+            lost |= {part.first + place: why[row] for place, row in other.tolist() if row in why}
+        for whole in rows.values():
+            whole[own[:, 0], 0] = whole[own[:, 1] - part.first, 0]
+        lost |= {part.first + place: lost[row] for place, row in own.tolist() if row in lost}
+        for whole in rows.values():
+            whole[[row - part.first for row in lost]] = 0
+        return sorted(lost.items())
 
-    def _copied(self, part: ShardPlan) -> int:
-        """Return how many views can be copied: none where a shard of the other cache is damaged."""
-        source = self._source
-        if source is None or not all(self._is_sound(commit) for commit in self._of(part)):
-            return 0
-        return shared(self._cache.recipe, source.recipe, part.split)
-
-    def _of(self, part: ShardPlan) -> list[Commit]:
-        return [each for each in self._commits if each.first < part.stop and part.first <= each.last]
-
-    def _is_sound(self, commit: Commit) -> bool:
-        if commit.shard not in self._sound:
-            try:
-                self._blocks(commit)
-                self._sound[commit.shard] = True
-            except DamagedError:
-                self._sound[commit.shard] = False
-        return self._sound[commit.shard]
-
-    def _blocks(self, commit: Commit) -> Mapping[str, Any]:
-        if self._source is None:
-            raise DamagedError("There is no cache to copy from.")
-        return self._source.blocks(commit)
-
-
-def shared(recipe: Recipe, other: Recipe, split: str) -> int:
-    """Return how many views of a split's rows two recipes that differ in their views alone have in common."""
-    same = recipe.views is not None and other.views is not None and recipe.views.same_draws(other.views)
-    return min(recipe.views_in(split), other.views_in(split)) if same else 1
+    def _divide(self, part: ShardPlan) -> Division:
+        count = len(part)
+        most = self._recipe.views_in(part.split)
+        source, where = np.full(count, -1), np.zeros(count, dtype=np.int64)
+        views = np.zeros(count, dtype=np.int64)
+        for number, sibling in enumerate(self._sources):
+            if (views == most).all():
+                break
+            rows, there = sibling.offers(self._recipe, self._plan, part)
+            better = np.flatnonzero(there > views)
+            if self._check and len(better):
+                better = better[sibling.rows.sound(rows[better])]
+            source[better], where[better], views[better] = number, rows[better], there[better]
+        copies = [
+            Copy(self._sources[number], places, where[places], count)
+            for (number, count), places in _grouped(source, views)
+            if count
+        ]
+        twins = self._twins.of(part, views == 0)
+        after = self._twins.before(row for _, row in twins if not part.first <= row < part.stop)
+        views[[place for place, _ in twins]] = 1
+        wanted = [
+            Wanted(part.first + places, range(count, most))
+            for (count,), places in _grouped(views)
+            if count < most
+        ]
+        return Division(wanted, copies, twins, frozenset(after))
 
 
-def source_of(cache: Cache) -> Cache | None:
-    """Return the finished cache that views can be copied from into a cache, see `nearest`."""
-    dataset = cache.record["dataset"]["fingerprint"]
-    return nearest(cache.path.parent, cache.recipe, dataset, cache.key, cache.plan.counts())
-
-
-def nearest(
-    features_dir: Path, recipe: Recipe, dataset: str, key: str, counts: Mapping[str, int]
-) -> Cache | None:
-    """Return the finished cache of the same images that has most of the views asked for already, if any.
-
-    Its recipe differs in the views alone; caches in int8 have nothing to give, for the scales
-    are a shard's own. A cache without views is always computed.
-
-    Args:
-        features_dir: where the caches are.
-        recipe: the recipe asked for.
-        dataset: the data set's fingerprint.
-        key: of the cache asked for.
-        counts: rows of each split.
-    """
-    if recipe.views is None or recipe.store_dtype == "int8":
-        return None
-    found = [
-        (views_shared(recipe, other.recipe, counts), other)
-        for other in _finished(features_dir)
-        if other.key != key
-        and other.record["dataset"]["fingerprint"] == dataset
-        and plain(other.recipe) == plain(recipe)
+def _grouped(*values: NDArray[np.int64]) -> list[tuple[tuple[int, ...], NDArray[np.int64]]]:
+    """Return (values, places) of the places (n,) that have the same values, by value."""
+    pairs = np.stack(values, axis=1)
+    return [
+        (tuple(pair.tolist()), np.flatnonzero((pairs == pair).all(axis=1)))
+        for pair in np.unique(pairs, axis=0)
     ]
-    return max(found, key=lambda pair: (pair[0], pair[1].name), default=(0, None))[1]
 
 
-def _finished(features_dir: Path) -> Iterator[Cache]:
-    for folder in caches_in(features_dir):
-        try:
-            cache = Cache(folder)
-            if cache.recipe and cache.sealed() is not None:
-                yield cache
-        except FeatcacheError:
-            continue  # a damaged cache has nothing to give
+def share_of(cache: Cache, sources: Sequence[Sibling] | None = None, check: bool = True) -> Share:
+    """Return what of a cache need not be computed, from the caches beside it unless others are given."""
+    found = siblings_of(cache) if sources is None else sources
+    return Share(cache.recipe, cache.plan, cache.shards(), cache, found, check)
 
 
-def views_shared(recipe: Recipe, other: Recipe, counts: Mapping[str, int]) -> int:
-    """Return how many views of all rows two recipes have in common, for the number of rows of each split."""
-    return sum(count * shared(recipe, other, split) for split, count in counts.items())
+def siblings_of(cache: Cache) -> list[Sibling]:
+    """Return the finished caches beside a cache that rows can be copied from, the best first."""
+    return siblings(cache.path.parent, cache.recipe, cache.key, cache.record["dataset"]["fingerprint"])
 
 
-def plain(recipe: Recipe) -> dict[str, Any]:
-    """Return a recipe as if it had no views."""
-    return {**asdict(recipe), "views": None, "format": FORMAT}
+@dataclass
+class Expected:
+    """What is expected of some shards before a byte of the other caches was read, in views of images."""
+
+    left: int = 0  # to be computed
+    twins: int = 0  # copied from an equal image
+    copied: int = 0  # copied, twins among them
+    sources: dict[str, int] = field(default_factory=dict)  # copied, by the name of the other cache
+    others: dict[str, list[str]] = field(default_factory=dict)  # libraries that it has other versions of
+
+    def notes(self) -> list[str]:
+        """Return what is worth knowing about what is copied."""
+        notes = []
+        if self.sources:
+            names = ", ".join(f"{count} from {name}" for name, count in self.sources.items())
+            notes.append(f"Copied, not computed: {names}; {self.left} left to compute.")
+        if self.twins:
+            notes.append(f"{self.twins} equal another image byte for byte and are computed once.")
+        for name, libraries in self.others.items():
+            notes.append(
+                f"{name} was made with other versions of {', '.join(libraries)}: whether its rows and ours "
+                f"are of one kind, featcache doctor --drift {name} says."
+            )
+        return notes
+
+
+def expected(share: Share, parts: Iterable[ShardPlan]) -> Expected:
+    """Return what is expected of some shards, by a share that checks nothing."""
+    found = Expected()
+    for part in parts:
+        division = share.of(part)
+        found.left += division.left
+        found.twins += len(division.twins)
+        found.copied += division.copied
+        for copy in division.copies:
+            name = copy.sibling.name
+            found.sources[name] = found.sources.get(name, 0) + len(copy.places) * copy.views
+            if libraries := copy.sibling.other_versions:
+                found.others[name] = libraries
+    return found
+
+
+def expected_of(
+    cache: Cache, parts: Sequence[ShardPlan], sources: Sequence[Sibling] | None = None
+) -> Expected:
+    """Return what is expected of the shards left of a cache, from the caches beside it."""
+    return expected(share_of(cache, sources, check=False), parts)
 
 
 def passes_left(cache: Cache, parts: Sequence[ShardPlan]) -> int:
     """Return how many images have to go through the backbone for the shards left, views included."""
-    share = Share(cache, source_of(cache))
-    return sum(len(part) * len(share.new(part)) for part in parts)
-
-
-def notes_of(cache: Cache) -> list[str]:
-    """Return what is worth knowing about what is copied into a cache that is not finished."""
-    source = source_of(cache)
-    if source is None:
-        return []
-    count = views_shared(cache.recipe, source.recipe, cache.plan.counts())
-    notes = [f"{source.name} has {count} of the views already: they are copied."]
-    then, now = source.record["versions"], versions()
-    if other := sorted(name for name in then.keys() | now.keys() if then.get(name) != now.get(name)):
-        notes.append(
-            f"It was made with other versions of {', '.join(other)}: whether its rows and ours are of one "
-            f"kind, featcache doctor --drift {source.name} says."
-        )
-    return notes
+    return expected_of(cache, parts).left

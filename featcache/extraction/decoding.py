@@ -123,31 +123,36 @@ class Threads:
         self._dataset, self._fitting = dataset, fitting
 
     def decode(
-        self, first: int, stop: int, room: Room, place: int, fitted: bool, source: Any = None
+        self, rows: Sequence[int], room: Room, place: int, fitted: bool, source: Any = None
     ) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view.
+        """Decode rows into a batch's room from a place on, and so for every view.
 
         `source` gives what is stored for each by its place, where it was asked for before.
         """
-        source = source or self._dataset.begin(range(first, stop))
-        hashes = [self._dataset.content_hashes[row].tobytes() for row in range(first, stop)]
-        out = room.by_view[:, place : place + stop - first]
-        drawn = Drawn(room.views, self._dataset.ids[first:stop])
+        source = source or self._dataset.begin(rows)
+        hashes = [self._dataset.content_hashes[row].tobytes() for row in rows]
+        out = room.by_view[:, place : place + len(rows)]
+        drawn = Drawn(room.views, [self._dataset.ids[row] for row in rows])
         return decode_into(out, source, hashes, self._fitting, fitted, drawn)
 
     def close(self) -> None:
         """Nothing to do."""
 
 
-def raise_if_changed(decoded: Decoded, dataset: Dataset, first: int) -> None:
+def raise_if_changed(decoded: Decoded, dataset: Dataset, rows: Sequence[int]) -> None:
     """Refuse an image whose bytes are not those from which the plan was made.
+
+    Args:
+        decoded: what became of the images.
+        dataset: theirs.
+        rows: theirs.
 
     Raises:
         DatasetError: naming it.
     """
     if decoded.changed is not None:
         raise DatasetError(
-            f"The image {dataset.ids[first + decoded.changed]} changed while its features were being "
+            f"The image {dataset.ids[rows[decoded.changed]]} changed while its features were being "
             "extracted.",
             "Run the same command again when the images are at rest.",
         )

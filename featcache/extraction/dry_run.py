@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from typing import Any
 
 from featcache.extraction import memory
 from featcache.extraction.contained import contained
-from featcache.extraction.copying import nearest, views_shared
+from featcache.extraction.copying import Expected, Share, expected, expected_of
 from featcache.extraction.estimate import check_space, free_bytes, measured_rate, needed_bytes
 from featcache.extraction.extract import folder_with_key, open_job, source_of
+from featcache.extraction.known import known_files
 from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.possible import check_possible
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
 from featcache.extraction.runtime import take_runtime
-from featcache.extraction.siblings import rows_elsewhere
+from featcache.extraction.siblings import siblings
 from featcache.extraction.views import forward_passes
 from featcache.progress import Progress, silent
 from featcache.recipe import ITEMSIZES
@@ -29,9 +29,9 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
 
     Returns:
         `cache` (path), `hit`, `fingerprint`, `images`, `rows` (per split), `rows_there` (rows already
-        committed), `rows_elsewhere` (images that other caches of the same recipe have), `views` (that all
-        rows hold together), `views_left` (of them to be embedded; others are there or copied), `nodes`
-        (node → D), `columns`, `bytes_per_image`, `bytes` (still to write), `free_bytes`,
+        committed), `views` (that all rows hold together), `copied` (of them to be copied from finished
+        caches of the same recipe, or from an equal image), `views_left` (to be embedded), `nodes` (node → D),
+        `columns`, `bytes_per_image`, `bytes` (still to write), `free_bytes`,
         `images_per_second` (measured on a few batches; None for a hit), `seconds`, `runtime`.
 
     Raises:
@@ -43,7 +43,8 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     if known is not None:
         return _of_cache(Cache(known[0]), settings)
     check_possible(request, settings)
-    job = open_job(request, source, progress, contained(settings))
+    files = known_files(settings.features_dir, request, keep=False)
+    job = open_job(request, source, progress, contained(settings), files)
     folder = folder_with_key(settings.features_dir, job.key)
     cache = None if folder is None else Cache(folder)
     if cache is not None and not cache.todo():
@@ -55,7 +56,8 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     there = len(job.dataset) - sum(todo.values())
     extractor = job.extractor(settings.device)
     batch_size = settings.batch_size or default_batch_size(extractor)
-    left = forward_passes(job.recipe, todo) - _copied(settings, job, todo)
+    ahead = _ahead(job, settings, cache, extractor.columns)
+    left = ahead.left
     name = folder.name if folder else records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
     take_runtime(job, extractor, settings, left, name, remember=False)
     measured = measured_rate(job, extractor, batch_size, settings.workers)
@@ -70,10 +72,8 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
         "images": len(job.dataset),
         "rows": record["dataset"]["rows"],
         "rows_there": there,
-        "rows_elsewhere": rows_elsewhere(
-            settings.features_dir, job.recipe.fingerprint, job.key, job.dataset.content_hashes
-        ),
         "views": forward_passes(job.recipe, plan.counts()),
+        "copied": ahead.copied,
         "views_left": left,
         "nodes": measured["columns"],
         "columns": next(iter(measured["columns"].values())),
@@ -86,11 +86,14 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     }
 
 
-def _copied(settings: Settings, job: Job, rows: Mapping[str, int]) -> int:
-    """Return how many views of so many rows of each split another cache has."""
-    recipe, dataset = job.recipe, job.dataset.fingerprint
-    source = nearest(settings.features_dir, recipe, dataset, job.key, job.plan().counts())
-    return 0 if source is None else views_shared(recipe, source.recipe, rows)
+def _ahead(job: Job, settings: Settings, cache: Cache | None, columns: dict[str, int]) -> Expected:
+    """Return what of the rows left is computed and copied."""
+    if cache is not None:
+        return expected_of(cache, cache.todo())
+    plan = job.plan()
+    shards = list(plan.shards(job.record(columns, settings.rows_per_shard)["rows_per_shard"]))
+    sources = siblings(settings.features_dir, job.recipe, job.key, job.dataset.fingerprint)
+    return expected(Share(job.recipe, plan, shards, None, sources, check=False), shards)
 
 
 def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
@@ -102,8 +105,8 @@ def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
         "images": len(cache.plan),
         "rows": cache.plan.counts(),
         "rows_there": len(cache.plan),
-        "rows_elsewhere": 0,
         "views": forward_passes(cache.recipe, cache.plan.counts()),
+        "copied": 0,
         "views_left": 0,
         "nodes": cache.columns,
         "columns": cache.columns[cache.nodes[0]],

@@ -16,7 +16,7 @@ from featcache.errors import SpaceError
 from featcache.extraction.pipeline import lane_of, reading
 from featcache.extraction.reader import Batch, Reader
 from featcache.extraction.resolve import Job
-from featcache.extraction.views import GROUP, forward_passes
+from featcache.extraction.views import GROUP, Wanted, forward_passes
 from featcache.recipe import ITEMSIZES, Recipe
 from featcache.store import keeping
 from featcache.store.plan import Plan, ShardPlan
@@ -72,7 +72,9 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
         "train-00000", 0, min(len(job.dataset), batch_size * SAMPLE_BATCHES * max(1, lane.depth))
     )
     new = range(min(GROUP, job.recipe.views_in(part.split)))
-    reader = Reader(job.dataset, job.recipe.preprocess, how, job.recipe.views, lambda part: new)
+    reader = Reader(
+        job.dataset, job.recipe.preprocess, how, job.recipe.views, lambda part: [Wanted(part.rows, new)]
+    )
     rooms = deque(
         {node: lane.room((batch_size, width)) for node, width in extractor.columns.items()}
         for _ in range(lane.depth + 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,8 @@ from featcache.store import keeping, records
 from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
-    from featcache.backbones.runtime import Extractor
     from featcache.extraction.resolve import Job
-    from featcache.images.dataset import Dataset
+    from featcache.images.dataset import Dataset, Known
     from featcache.images.source import Source
     from featcache.store.cache import Cache
 
@@ -41,7 +40,8 @@ class Extraction:
     bytes: int
     bad_images: int
     seconds: float
-    images: int = 0  # embedded by this call
+    images: int = 0  # embedded by this call, views included
+    copied: int = 0  # copied by this call from other caches, or from an equal image
     extraction_seconds: float = 0.0  # of them, without set-up
     runtime: str | None = None  # what ran the backbone, None where nothing was embedded
     facts: dict[str, Any] = field(default_factory=dict)
@@ -59,6 +59,7 @@ class Extraction:
             "bytes": self.bytes,
             "images_per_second": None if rate is None else round(rate, 2),
             "seconds": round(self.seconds, 3),
+            "copied": self.copied,
             "bad_images": self.bad_images,
             "runtime": self.runtime,
         }
@@ -80,7 +81,10 @@ def extract(
         found = _found(*known, begin)
     else:
         check_possible(request, settings)
-        job = open_job(request, source, progress, contained(settings))
+        from featcache.extraction.known import known_files
+
+        known_hashes = known_files(settings.features_dir, request)
+        job = open_job(request, source, progress, contained(settings), known_hashes)
         for note in job.notes:
             notify(note)
         job.key  # noqa: B018  # by now every image and the weights have been read once
@@ -98,8 +102,16 @@ def source_of(request: Request, settings: Settings) -> Source:
     return open_source(request.dataset, settings.data_dir, exclude=ours)
 
 
-def open_job(request: Request, source: Source, progress: Progress, contained: bool = False) -> Job:
-    """Open the data set and the backbone of a request; `contained`: decode in processes that may die.
+def open_job(
+    request: Request,
+    source: Source,
+    progress: Progress,
+    contained: bool = False,
+    known: Known | None = None,
+) -> Job:
+    """Open the data set and the backbone of a request.
+
+    With `contained` images are decoded in processes that may die; `known` says which need not be read again.
 
     Raises:
         DatasetError, BackboneError, WeightsError: they cannot be had.
@@ -107,6 +119,7 @@ def open_job(request: Request, source: Source, progress: Progress, contained: bo
     from featcache.extraction.resolve import resolve
 
     dataset = open_dataset(request, source, progress)
+    dataset.known = known
     return resolve(request, dataset, progress, contained)
 
 
@@ -142,15 +155,13 @@ def _fill(
     job: Job, settings: Settings, cache: Cache | None, begin: float, progress: Progress, notify: Notify
 ) -> Extraction:
     """Compute what is missing and seal the cache."""
-    from featcache.extraction import several
-    from featcache.extraction.batch_size import for_cache
-    from featcache.extraction.contained import apart, in_hand
-    from featcache.extraction.copying import notes_of, passes_left
-    from featcache.extraction.runtime import offer_bf16, take_runtime
+    from featcache.extraction.contained import apart
+    from featcache.extraction.copying import expected_of, siblings_of
+    from featcache.extraction.engines import Work, engine_of
     from featcache.extraction.speeds import forget_begun
 
-    devices = several.devices_of(settings.device)
-    extractor = job.extractor(devices[0])
+    engine = engine_of(settings)
+    extractor = job.extractor(*engine.extractor)
     if cache is None:
         cache = _create(job, settings, dict(extractor.columns))
         forget_begun(settings.features_dir, cache.name)
@@ -159,58 +170,20 @@ def _fill(
     rows = sum(len(part) for part in todo)
     if rows < len(cache.plan):
         notify(f"Going on with {cache.name}: {len(cache.plan) - rows} of {len(cache.plan)} rows are there.")
-    for note in notes_of(cache):
+    sources = siblings_of(cache)
+    ahead = expected_of(cache, todo, sources)
+    for note in ahead.notes():
         notify(note)
-    left = passes_left(cache, todo)
-    with in_hand(settings, cache.name):
-        if len(devices) == 1:
-            take_runtime(job, extractor, settings, left, cache.name, notify)
-            offer_bf16(job, extractor, settings, left, notify)
-        size = for_cache(settings.batch_size, extractor, cache)
-        settings = replace(settings, batch_size=size)
-        start = time.perf_counter()
-        if len(devices) == 1:
-            images = compute(cache, job, extractor, settings, progress)
-        else:
-            images = several.run(cache, job.request, settings, progress)
-    runtime = extractor.runtime if len(devices) == 1 else several.runtime_of(settings)
-    seconds = time.perf_counter() - start
+    done = engine.fill(Work(cache, job, extractor, settings, progress, notify, sources, ahead.left))
     found = _found(cache.path, cache.seal(), begin, hit=False)
-    found.images, found.extraction_seconds, found.runtime = images, seconds, runtime
-    where = ",".join(devices)
-    facts = {"device": where, "runtime": found.runtime, "batch_size": size, "images": images}
-    times = {"seconds": seconds, "total_seconds": found.seconds}
+    found.images, found.extraction_seconds, found.runtime = done.images, done.seconds, done.runtime
+    # Of shards that were damaged nothing was copied.
+    likely = min(ahead.copied, ahead.left + ahead.copied - done.images)
+    found.copied = likely if done.copied is None else done.copied
+    facts = {"device": done.device, "runtime": done.runtime, "batch_size": done.batch_size}
+    times = {"images": done.images, "seconds": done.seconds, "total_seconds": found.seconds}
     memory.record_extraction(settings.features_dir, cache.name, facts | times)
     return found
-
-
-def compute(
-    cache: Cache, job: Job, extractor: Extractor, settings: Settings, progress: Progress, rest: bool = True
-) -> int:
-    """Compute what a cache lacks on one device; return the number of images embedded, views included.
-
-    With `rest`, what other processes have in hand too, in the end. Views that another cache has are copied.
-
-    Raises:
-        DatasetError, CacheError: as `pipeline.run`.
-    """
-    from featcache.extraction import pipeline
-    from featcache.extraction.batch_size import for_cache
-    from featcache.extraction.copying import source_of as copies_of
-
-    return pipeline.run(
-        cache,
-        job.dataset,
-        extractor,
-        batch_size=for_cache(settings.batch_size, extractor, cache),
-        workers=settings.workers,
-        max_pixels=job.request.max_pixels,
-        skip_bad=settings.on_bad_image == "skip",
-        progress=progress,
-        rest=rest,
-        source=copies_of(cache),
-        contained=job.contained,
-    )
 
 
 def _create(job: Job, settings: Settings, columns: dict[str, int]) -> Cache:

@@ -1,4 +1,4 @@
-"""What this machine can extract with: runtimes, precisions. For `featcache doctor`."""
+"""What this machine can extract with: runtimes, precisions, engines. For `featcache doctor`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,14 @@ def runtimes() -> dict[str, str]:
         why = kind.absent("cpu", "fp32")
         found[name] = f"no: {why}" if why else metadata.version(PACKAGES[name])
     return found
+
+
+def ray_version() -> str:
+    """Return the version of Ray, or that there is none and how to get it."""
+    try:
+        return metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return 'no: --engine ray needs pip install "featcache[ray]"'
 
 
 def precisions_of_devices() -> dict[str, str]:

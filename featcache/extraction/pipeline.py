@@ -20,7 +20,7 @@ from featcache.backbones.resize import Resizer, resizer
 from featcache.backbones.resize_plan import is_pillows
 from featcache.backbones.runtime import Extractor
 from featcache.errors import CacheError, DatasetError
-from featcache.extraction.copying import Share
+from featcache.extraction.copying import Share, share_of
 from featcache.extraction.pixels import Shape
 from featcache.extraction.reader import Bad, Batch, Reader, Reading, cores
 from featcache.extraction.views import pixels_of
@@ -50,8 +50,9 @@ def run(
     parts: Sequence[ShardPlan] | None = None,
     progress: Progress = silent,
     rest: bool = True,
-    source: Cache | None = None,
+    share: Share | None = None,
     contained: bool = False,
+    stream: Iterator[ShardPlan | None] | None = None,
 ) -> int:
     """Extract all shards that are not committed yet; return the number of images embedded, views included.
 
@@ -66,8 +67,10 @@ def run(
         parts: only these shards.
         progress: told the images done, by split.
         rest: whether to compute in the end what other processes have in hand, or had when they died.
-        source: a finished cache to copy views from that it has already.
+        share: what is computed and what is copied; None: only what the cache itself holds twice is copied.
         contained: decode images in files in processes of their own, so that a decoder may die.
+        stream: the shards, one by one as somebody hands them out, of those in `parts` and without claims;
+            None says that for now there is no more, and that what is under way should be committed.
 
     Raises:
         DatasetError: an image cannot be read, unless `skip_bad`.
@@ -75,16 +78,21 @@ def run(
     """
     left = cache.todo() if parts is None else list(parts)
     lane = lane_of(cache.recipe, extractor, batch_size)
-    share, step = Share(cache, source), cache.recipe.preprocess
+    share, step = share or share_of(cache, ()), cache.recipe.preprocess
     how = replace(reading(lane, batch_size, workers, max_pixels), contained=contained)
-    reader = Reader(dataset, step, how, cache.recipe.views, share.new)
+    reader = Reader(dataset, step, how, cache.recipe.views, share.wanted)
     writer = Writer(cache, left, lane.room, WRITERS if lane.on_gpu else 1, lane.depth, share)
-    work = _Work(cache, dataset, extractor, _Count(cache, left, progress), share, skip_bad)
+    work = _Work(cache, dataset, extractor, _Count(cache, left, progress), share)
     lane.prepare(reader.shape)  # while the processes that decode begin
     under_way: deque[tuple[Batch, int, Features, Flight]] = deque()
-    computed = work.computed(writer, shared(cache.path, left, partial(_committed, cache), rest))
+    handed = stream or shared(cache.path, left, partial(_committed, cache), rest)
     try:
-        for batch in reader.batches(computed):
+        for batch in reader.stream(work.computed(writer, handed)):
+            if batch is None:
+                while under_way:
+                    work.land(reader, writer, *under_way.popleft())
+                writer.finish()
+                continue
             if batch.bad and not skip_bad:
                 raise unreadable(dataset, batch.bad)
             for view, pixels in batch.each_view():
@@ -138,40 +146,40 @@ class _Work:
     extractor: Extractor
     count: _Count
     share: Share
-    skip_bad: bool
 
-    def computed(self, writer: Writer, parts: Iterator[ShardPlan]) -> Iterator[ShardPlan]:
-        """Yield the shards of which something is to be computed, and let the others be copied.
-
-        Raises:
-            DatasetError: the cache to copy from could not read an image, unless such are skipped.
-        """
+    def computed(
+        self, writer: Writer, parts: Iterator[ShardPlan | None] | Iterator[ShardPlan]
+    ) -> Iterator[ShardPlan | None]:
+        """Yield the shards of which something is to be computed, and let the others be copied."""
         for part in parts:
-            if (bad := self.share.bad(part)) and not self.skip_bad:
-                raise unreadable(self.dataset, bad)
-            if self.share.new(part):
+            if part is None:
+                yield None
+                continue
+            wanted = self.share.wanted(part)
+            if copied := len(part) - sum(len(one.rows) for one in wanted):
+                self.count.rows(part.split, copied)
+            if wanted:
                 yield part
             else:
                 writer.copy(part)
-                self.count.rows(part.split, len(part))
 
     def land(
         self, reader: Reader, writer: Writer, batch: Batch, view: int, rows: Features, flight: Flight
     ) -> None:
         """Wait for a view of a batch's rows and check them; the last goes to the writer. Bad images are 0."""
         finite = flight.wait()
-        lost = [row - batch.first for row, _ in batch.bad]
+        lost = np.searchsorted(batch.rows, [row for row, _ in batch.bad])
         for values in rows.values():
             values[lost] = 0
         if not finite:
             self._check(batch, view, rows)
-        self.count.images += batch.stop - batch.first
+        self.count.images += len(batch.rows)
         if view != batch.room.views[-1]:
             return
         reader.give(batch)
         writer.add(batch, batch.bad)
         if batch.last:
-            self.count.rows(batch.part.split, batch.stop - batch.first)
+            self.count.rows(batch.part.split, len(batch.rows))
 
     def _check(self, batch: Batch, view: int, rows: Features) -> None:
         """Find what is not finite; only the row of an image that could not be read may be."""
@@ -179,7 +187,7 @@ class _Work:
             where = np.argwhere(~np.isfinite(values))
             if len(where):
                 row, column = (int(i) for i in where[0])
-                raise self._not_finite(node, batch.first + row, view, column)
+                raise self._not_finite(node, int(batch.rows[row]), view, column)
 
     def _not_finite(self, node: str, row: int, view: int, column: int) -> CacheError:
         which = f", view {view}" if view else ""

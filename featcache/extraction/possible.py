@@ -23,6 +23,11 @@ def check_possible(request: Request, settings: Settings) -> None:
     from featcache.backbones.runtimes.catalogue import check_runtime
     from featcache.extraction.several import devices_of
 
+    if settings.engine == "ray":
+        from featcache.extraction.cluster import check_there
+
+        check_there(settings.ray_address)
+        return  # the actors tell what their nodes cannot do
     devices = devices_of(settings.device)
     if _may_be_there(request, settings.features_dir):
         return

@@ -67,8 +67,8 @@ class Processes:
         self._welcome = threading.Thread(target=self._begin, name="begin", daemon=True)
         self._welcome.start()
 
-    def decode(self, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode the rows first … stop - 1 into a batch's room from a place on, and so for every view.
+    def decode(self, rows: Sequence[int], room: Room, place: int, fitted: bool) -> Decoded:
+        """Decode rows into a batch's room from a place on, and so for every view.
 
         Raises:
             CacheError: the processes that decode end whatever they are asked.
@@ -76,55 +76,52 @@ class Processes:
         while not self._begun:
             if self._turn.acquire(timeout=PATIENCE):
                 try:
-                    return self._here.decode(first, stop, room, place, fitted)
+                    return self._here.decode(rows, room, place, fitted)
                 finally:
                     self._turn.release()
         child = self._idle.get()
         try:
-            return self._asked(child, first, stop, room, place, fitted)
+            return self._asked(child, rows, room, place, fitted)
         except EndedError:
-            return self._one_by_one(child, first, stop, room, place, fitted)
+            return self._one_by_one(child, rows, room, place, fitted)
         finally:
             self._idle.put(child)
 
-    def _asked(self, child: Child, first: int, stop: int, room: Room, place: int, fitted: bool) -> Decoded:
+    def _asked(self, child: Child, rows: Sequence[int], room: Room, place: int, fitted: bool) -> Decoded:
         task = {
-            "files": [self._dataset.file(row) for row in range(first, stop)],
-            "hashes": self._dataset.content_hashes[first:stop].tobytes().hex(),
+            "files": [self._dataset.file(row) for row in rows],
+            "hashes": b"".join(self._dataset.content_hashes[row].tobytes() for row in rows).hex(),
             "at": room.at,
             "shape": room.pixels.shape,
             "place": place,
             "fitted": fitted,
             "views": room.views,
-            "names": self._dataset.ids[first:stop] if any(room.views) else [],
+            "names": [self._dataset.ids[row] for row in rows] if any(room.views) else [],
         }
         answer = child.ask(task)
         return Decoded([(int(i), str(why)) for i, why in answer["bad"]], answer["odd"], answer["changed"])
 
-    def _one_by_one(
-        self, child: Child, first: int, stop: int, room: Room, place: int, fitted: bool
-    ) -> Decoded:
+    def _one_by_one(self, child: Child, rows: Sequence[int], room: Room, place: int, fitted: bool) -> Decoded:
         """Decode each image by itself; one that ends two fresh processes cannot be read."""
         whole = Decoded()
-        for row in range(first, stop):
-            at = place + row - first
-            found = self._twice(child, row, room, at, fitted)
+        for number, row in enumerate(rows):
+            found = self._twice(child, row, room, place + number, fitted)
             if found.odd or found.changed is not None:
-                return Decoded(odd=found.odd, changed=None if found.changed is None else row - first)
+                return Decoded(odd=found.odd, changed=None if found.changed is None else number)
             if found.bad:
-                room.by_view[:, at] = 0
-                whole.bad.append((row - first, found.bad[0][1]))
+                room.by_view[:, place + number] = 0
+                whole.bad.append((number, found.bad[0][1]))
         return whole
 
     def _twice(self, child: Child, row: int, room: Room, place: int, fitted: bool) -> Decoded:
         with contextlib.suppress(EndedError):  # another's doing, such as a kill by the system
-            return self._asked(child, row, row + 1, room, place, fitted)
+            return self._asked(child, [row], room, place, fitted)
         try:
-            return self._asked(child, row, row + 1, room, place, fitted)
+            return self._asked(child, [row], room, place, fitted)
         except EndedError as error:
             why = str(error)
         try:
-            self._asked(child, row, row, room, place, fitted)  # nothing
+            self._asked(child, [], room, place, fitted)  # nothing
         except EndedError as error:
             raise CacheError(
                 f"The processes that decode images end by themselves: {error}.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +16,7 @@ from featcache.errors import BadImageError
 from featcache.extraction.decoding import Decoded, Threads, raise_if_changed
 from featcache.extraction.pixels import Pin, Ring, Room, Shape, ring_bytes
 from featcache.extraction.processes import Processes, size_of
-from featcache.extraction.views import GROUP, Fitting, groups, keeps_sizes, one_thread
+from featcache.extraction.views import GROUP, Fitting, Wanted, groups, keeps_sizes, one_thread
 from featcache.images.dataset import Dataset
 from featcache.images.memory import Memory, can_share
 from featcache.recipe import Preprocess, Views
@@ -33,17 +33,24 @@ Bad = tuple[int, str]
 class Batch:
     """Rows of one shard on their way: the pixels of some of their views, and those that could not be read.
 
-    `last` says that the rows' other views came before.
+    They are those from `first` to `stop` - 1 of the rows `wanted`. `last` says that their other views came
+    before.
     """
 
     part: ShardPlan
+    wanted: Wanted
     first: int
     stop: int
     room: Room
     ring: Ring
-    tasks: list[tuple[int, Future[Decoded]]] = field(default_factory=list)  # (first row, …)
+    tasks: list[tuple[list[int], Future[Decoded]]] = field(default_factory=list)  # (rows, …)
     bad: list[Bad] = field(default_factory=list)
     last: bool = True
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows of the plan (B,), in order."""
+        return self.wanted.rows[self.first : self.stop]
 
     @property
     def pixels(self) -> NDArray[np.uint8]:
@@ -88,7 +95,7 @@ class Reader:
         preprocess: how an image is fitted to the backbone's input.
         how: see there.
         views: how views are drawn, None where there are none.
-        new: which views of a shard's rows are wanted.
+        wanted: which views of which of a shard's rows are wanted; None: the images themselves, all of them.
     """
 
     def __init__(
@@ -97,9 +104,10 @@ class Reader:
         preprocess: Preprocess,
         how: Reading,
         views: Views | None = None,
-        new: Callable[[ShardPlan], range] = lambda part: range(1),
+        wanted: Callable[[ShardPlan], Sequence[Wanted]] | None = None,
     ) -> None:
-        self.dataset, self.how, self._new = dataset, how, new
+        self.dataset, self.how = dataset, how
+        self._wanted = wanted or (lambda part: [Wanted(part.rows, range(1))])
         self.fitting = Fitting(preprocess, how.max_pixels, views)
         self._most = 1 if views is None else min(GROUP, views.count)
         workers = how.workers or cores()
@@ -134,14 +142,27 @@ class Reader:
         Raises:
             DatasetError: an image changed since the plan was made.
         """
+        return (batch for batch in self.stream(parts) if batch is not None)
+
+    def stream(self, parts: Iterator[ShardPlan | None]) -> Iterator[Batch | None]:
+        """Yield batches as `batches` does; where the next shard is None, for now there is none.
+
+        Then all that was read ahead comes out, and None behind it.
+
+        Raises:
+            DatasetError: an image changed since the plan was made.
+        """
         ahead: deque[Batch] = deque()
         for part in parts:
-            for first in range(part.first, part.stop, self.how.batch_size):
-                rows = range(first, min(first + self.how.batch_size, part.stop))
-                for views in groups(self._new(part)):
-                    ahead.append(self._start(part, rows, views))
-                    if len(ahead) > self._ahead:
-                        yield self._ready(ahead.popleft())
+            if part is None:
+                while ahead:
+                    yield self._ready(ahead.popleft())
+                yield None
+                continue
+            for batch in self._begun(part):
+                ahead.append(batch)
+                if len(ahead) > self._ahead:
+                    yield self._ready(ahead.popleft())
         while ahead:
             yield self._ready(ahead.popleft())
 
@@ -171,27 +192,34 @@ class Reader:
         }
         return memory, rings
 
-    def _start(self, part: ShardPlan, rows: range, views: range) -> Batch:
+    def _begun(self, part: ShardPlan) -> Iterator[Batch]:
+        """Yield the batches of a shard as their decoding begins; none holds rows of different views."""
+        for wanted in self._wanted(part):
+            for first in range(0, len(wanted.rows), self.how.batch_size):
+                for views in groups(wanted.views):
+                    yield self._start(part, wanted, first, views)
+
+    def _start(self, part: ShardPlan, wanted: Wanted, first: int, views: range) -> Batch:
         """Begin to decode the images of some rows."""
-        ring = self._rings[self._own is None]
-        room = replace(ring.take(len(rows) * len(views)), views=tuple(views))
-        batch = Batch(part, rows.start, rows.stop, room, ring, last=views.stop == self._new(part).stop)
-        step, fitted = self._decoder.images, ring is self._rings[True]
-        for begin in range(rows.start, rows.stop, step):
-            some = begin, min(begin + step, rows.stop)
-            source = () if self._processes else (self.dataset.begin(range(*some)),)
-            task = self.pool.submit(self._decoder.decode, *some, room, begin - rows.start, fitted, *source)
-            batch.tasks.append((begin, task))
+        ring, stop = self._rings[self._own is None], min(first + self.how.batch_size, len(wanted.rows))
+        room = replace(ring.take((stop - first) * len(views)), views=tuple(views))
+        batch = Batch(part, wanted, first, stop, room, ring, last=views.stop == wanted.views.stop)
+        step, fitted, rows = self._decoder.images, ring is self._rings[True], batch.rows.tolist()
+        for begin in range(0, len(rows), step):
+            some = rows[begin : begin + step]
+            source = () if self._processes else (self.dataset.begin(some),)
+            task = self.pool.submit(self._decoder.decode, some, room, begin, fitted, *source)
+            batch.tasks.append((some, task))
         return batch
 
     def _ready(self, batch: Batch) -> Batch:
         """Wait until all images are decoded."""
-        for begin, task in batch.tasks:
+        for rows, task in batch.tasks:
             decoded = task.result()
-            raise_if_changed(decoded, self.dataset, begin)
+            raise_if_changed(decoded, self.dataset, rows)
             if decoded.odd:
                 return self._again(batch)
-            batch.bad += [(begin + place, why) for place, why in decoded.bad]
+            batch.bad += [(rows[place], why) for place, why in decoded.bad]
         return batch
 
     def _again(self, batch: Batch) -> Batch:
@@ -201,7 +229,7 @@ class Reader:
             task.result()  # nobody writes to its room any more
         views = range(batch.room.views[0], batch.room.views[-1] + 1)
         self.give(batch)
-        return self._ready(self._start(batch.part, range(batch.first, batch.stop), views))
+        return self._ready(self._start(batch.part, batch.wanted, batch.first, views))
 
     def _common_size(self) -> Shape | None:
         """Return the size of the first image, if images of that size are smaller than fitted ones."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from featcache.errors import CacheError, DamagedError
 from featcache.extraction import pipeline
 from featcache.extraction.batch_size import for_cache
+from featcache.extraction.copying import share_of
 from featcache.extraction.extract import open_job, source_of
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
@@ -93,4 +94,5 @@ def _compute(
         parts=damaged,
         progress=progress,
         contained=settings.decode_in != "threads",
+        share=share_of(cache),
     )

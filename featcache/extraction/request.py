@@ -20,6 +20,7 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 STORE_DTYPES = ("float16", "float32", "int8")
 ON_BAD_IMAGE = ("error", "skip")
 DECODE_IN = ("auto", "threads", "processes")
+ENGINES = ("local", "ray")
 RUNTIMES = ("auto", "torch", "compile", "openvino")
 RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
@@ -136,8 +137,15 @@ class Settings:
     rows_per_shard: int | None = None  # None: about 64 MiB, at most 4096 rows
     runtime: str = "auto"
     decode_in: str = "auto"  # processes where a run is to go on in spite of bad images, or one has died
+    engine: str = "local"  # who computes: this machine, or the actors of a Ray cluster
+    ray_address: str | None = None  # of the cluster; None: one of this machine alone, for this run
+    ray_actors: int | None = None  # None: as many as find room, see `featcache.extraction.cluster`
 
     def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise OptionError(f"Unknown engine {self.engine!r}.", f"Known: {', '.join(ENGINES)}.")
+        if self.engine != "ray" and (self.ray_address is not None or self.ray_actors is not None):
+            raise OptionError("A Ray cluster is used by --engine ray alone.", "Give --engine ray.")
         if self.decode_in not in DECODE_IN:
             raise OptionError(f"Unknown decode_in {self.decode_in!r}.", f"Known: {', '.join(DECODE_IN)}.")
         if self.on_bad_image not in ON_BAD_IMAGE:
@@ -146,7 +154,7 @@ class Settings:
             )
         if self.runtime not in RUNTIMES:
             raise OptionError(f"Unknown runtime {self.runtime!r}.", f"Known: {', '.join(RUNTIMES)}.")
-        for name in ("batch_size", "workers", "rows_per_shard"):
+        for name in ("batch_size", "workers", "rows_per_shard", "ray_actors"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise OptionError(f"{name} must be at least 1, got {value}.")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.backbones import catalogue, weights
-from featcache.backbones.preprocess import resolve_preprocess
+from featcache.backbones.preprocess import Statistics, resolve_preprocess
 from featcache.backbones.runtime import Extractor
 from featcache.extraction.memory import FileState, file_states
 from featcache.extraction.request import Request, versions
@@ -49,7 +49,7 @@ class Job:
         precision = precision or self.recipe.precision
         return Extractor(self.network, self.recipe.nodes, self.recipe.preprocess, precision, device)
 
-    def _where(self) -> dict[str, Any]:
+    def where(self) -> dict[str, Any]:
         """Return the request with whole paths and the resolved weights, so that a repair finds them again."""
         asked = self.request.to_dict()
         if self.recipe.views is not None:
@@ -80,15 +80,26 @@ class Job:
             "dataset": self.dataset_record(),
             "columns": columns,
             "rows_per_shard": shard_rows or rows_of_shards(widest, self.recipe.store_dtype, views),
-            "request": self._where(),
+            "request": self.where(),
             "versions": versions(),
         }
 
 
-def resolve(request: Request, dataset: Dataset, progress: Progress, contained: bool = False) -> Job:
+def resolve(
+    request: Request,
+    dataset: Dataset,
+    progress: Progress,
+    contained: bool = False,
+    statistics: Statistics | None = None,
+) -> Job:
     """Load the weights and decide every value of the recipe.
 
-    With `contained`, images are decoded in processes that may die.
+    Args:
+        request: what is asked for.
+        dataset: its images.
+        progress: told how far reading weights, and measuring the images, is.
+        contained: decode images in processes that may die.
+        statistics: of the training images, where they are known; else measured if the request wants them.
 
     Raises:
         BackboneError, WeightsError: the backbone, node or weights are unknown or do not fit.
@@ -103,13 +114,15 @@ def resolve(request: Request, dataset: Dataset, progress: Progress, contained: b
     network = weights.assemble(request.backbone, state)
     nodes = catalogue.resolve_nodes(request.backbone, network, request.layers, request.pool)
 
-    def preprocess(statistics: tuple[tuple[float, ...], tuple[float, ...]] | None) -> Preprocess:
+    def preprocess(statistics: Statistics | None) -> Preprocess:
         normalize = "none" if request.normalize == "dataset" and statistics is None else request.normalize
         return resolve_preprocess(choice, request.preprocess, request.image_size, normalize, statistics)
 
     step = preprocess(None)
     if request.normalize == "dataset":
-        step = preprocess(training_statistics(dataset, step, request.max_pixels, progress, contained))
+        step = preprocess(
+            statistics or training_statistics(dataset, step, request.max_pixels, progress, contained)
+        )
     views = request.asked_views()
     recipe = Recipe(
         backbone=request.backbone,

@@ -13,15 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
-from featcache import errors
 from featcache.backbones.devices import resolve_device
 from featcache.errors import CacheError, FeatcacheError
+from featcache.extraction.joining import Message, error_message, error_of, join, task_of
 from featcache.extraction.reader import cores
-from featcache.extraction.request import Request, Settings
+from featcache.extraction.request import Settings
+from featcache.extraction.resolve import Job
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
-
-Message = dict[str, Any]
 
 
 def devices_of(device: str) -> list[str]:
@@ -38,7 +37,7 @@ def runtime_of(settings: Settings) -> str:
     return "torch" if settings.runtime == "auto" else settings.runtime
 
 
-def run(cache: Cache, request: Request, settings: Settings, progress: Progress = silent) -> int:
+def run(cache: Cache, job: Job, settings: Settings, progress: Progress = silent) -> int:
     """Extract what a cache still lacks on all devices of the settings; return the number of images embedded.
 
     Raises:
@@ -49,9 +48,9 @@ def run(cache: Cache, request: Request, settings: Settings, progress: Progress =
     names = devices_of(settings.device)
     share = settings.workers or max(1, cores() // len(names))
     each = [replace(settings, device=name, workers=share, runtime=runtime_of(settings)) for name in names]
-    images, codes = _round(cache, request, each, False, progress)
+    images, codes = _round(cache, job, each, False, progress)
     if cache.todo():  # one has died, or somebody did before
-        more, codes = _round(cache, request, each, True, progress)
+        more, codes = _round(cache, job, each, True, progress)
         images += more
     if cache.todo():
         ended = ", ".join(f"{name}: {code}" for name, code in zip(names, codes, strict=True))
@@ -63,13 +62,13 @@ def run(cache: Cache, request: Request, settings: Settings, progress: Progress =
 
 
 def _round(
-    cache: Cache, request: Request, each: Sequence[Settings], rest: bool, progress: Progress
+    cache: Cache, job: Job, each: Sequence[Settings], rest: bool, progress: Progress
 ) -> tuple[int, list[int]]:
     """Let a process for each setting work until all have ended; return the images and the exit codes.
 
     With `rest` they compute what is claimed too, so in part what another has in hand.
     """
-    processes = [_started(cache, request, one, rest) for one in each]
+    processes = [_started(cache, job, one, rest) for one in each]
     heard: queue.SimpleQueue[Message] = queue.SimpleQueue()
     listeners = [threading.Thread(target=_listen, args=(one, heard), daemon=True) for one in processes]
     for listener in listeners:
@@ -100,7 +99,7 @@ def _follow(cache: Cache, heard: queue.SimpleQueue[Message], left: int, progress
     while left:
         message = heard.get()
         if "error" in message:
-            raise _error(*message["error"])
+            raise error_of(*message["error"])
         if "ended" in message:
             left -= 1
         elif "images" in message:
@@ -112,7 +111,7 @@ def _follow(cache: Cache, heard: queue.SimpleQueue[Message], left: int, progress
     return images
 
 
-def _started(cache: Cache, request: Request, settings: Settings, rest: bool) -> subprocess.Popen[str]:
+def _started(cache: Cache, job: Job, settings: Settings, rest: bool) -> subprocess.Popen[str]:
     package = str(Path(__file__).parents[2])
     paths = os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = subprocess.Popen(
@@ -122,8 +121,7 @@ def _started(cache: Cache, request: Request, settings: Settings, rest: bool) -> 
         text=True,
         env={**os.environ, "PYTHONPATH": paths},
     )
-    plain = {name: str(value) if isinstance(value, Path) else value for name, value in vars(settings).items()}
-    task = {"cache": str(cache.path), "request": request.to_dict(), "settings": plain, "rest": rest}
+    task = task_of(cache, job, settings) | {"rest": rest}
     with _pipe(process.stdin) as stream:
         json.dump(task, stream)
     return process
@@ -142,12 +140,6 @@ def _pipe(stream: IO[str] | None) -> IO[str]:
     return stream
 
 
-def _error(kind: str, message: str, hint: str) -> FeatcacheError:
-    """Return the error that a process met, as if it had been met here."""
-    known: type[FeatcacheError] = getattr(errors, kind, FeatcacheError)
-    return known(message, hint)
-
-
 def work(task: Message, out: IO[str]) -> None:
     """Extract on one device, telling `out` in lines of JSON what is done, or why it cannot be."""
 
@@ -158,22 +150,16 @@ def work(task: Message, out: IO[str]) -> None:
     try:
         _extract(task, tell)
     except FeatcacheError as error:
-        tell({"error": [type(error).__name__, error.message, error.hint]})
+        tell(error_message(error))
 
 
 def _extract(task: Message, tell: Any) -> None:
-    from featcache.extraction.contained import apart, contained, in_hand
+    from featcache.extraction.contained import in_hand
     from featcache.extraction.copying import passes_left
-    from featcache.extraction.extract import compute, open_job, source_of
+    from featcache.extraction.engines import compute
     from featcache.extraction.runtime import take_runtime
 
-    plain = task["settings"]
-    folders = {name: Path(plain[name]) for name in ("features_dir", "data_dir")}
-    settings = Settings(**{**plain, **folders})
-    request, cache = Request.from_dict(task["request"]), Cache(task["cache"])
-    job = open_job(request, source_of(request, settings), silent, contained(settings))
-    if job.key != cache.key:
-        raise CacheError(f"The images changed while {cache.name} was being made.", "Run the command again.")
+    cache, job, settings = join(task)
     before: dict[str, int] = {}
 
     def progress(split: str, done: int, total: int) -> None:
@@ -182,7 +168,6 @@ def _extract(task: Message, tell: Any) -> None:
         before[split] = done
         tell({"split": split, "more": more})
 
-    job.contained = apart(settings, cache.path.name)
     extractor = job.extractor(settings.device)
     with in_hand(settings, cache.path.name):
         take_runtime(job, extractor, settings, passes_left(cache, cache.todo()), cache.path.name)

@@ -52,8 +52,8 @@ def _images(reader: Reader, rows: NDArray[np.intp], progress: Progress) -> Itera
     parts = (ShardPlan("train-00000", int(run[0]), int(run[-1]) + 1) for run in runs)
     done = 0
     for batch in reader.batches(parts):
-        bad = [row - batch.first for row, _ in batch.bad]
-        yield np.delete(batch.pixels, bad, axis=0) if bad else batch.pixels
+        bad = np.searchsorted(batch.rows, [row for row, _ in batch.bad])
+        yield np.delete(batch.pixels, bad, axis=0) if len(bad) else batch.pixels
         reader.give(batch)
-        done += batch.stop - batch.first
+        done += len(batch.rows)
         progress("statistics", done, len(rows))

@@ -42,6 +42,14 @@ CLEAN = Drawn()
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Rows of a shard, in order, of which the same views are to be computed."""
+
+    rows: NDArray[np.int64]  # of the plan
+    views: range
+
+
+@dataclass(frozen=True)
 class Fitting:
     """What is done to every image."""
 

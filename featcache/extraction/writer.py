@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache.extraction.copying import Share
+from featcache.extraction.copying import Share, share_of
 from featcache.extraction.reader import Bad, Batch
+from featcache.extraction.views import Wanted
 from featcache.store.cache import Cache
 from featcache.store.plan import ShardPlan
 
@@ -21,16 +22,26 @@ Features = dict[str, NDArray[np.floating]]
 
 @dataclass
 class _Shard:
-    """A shard being filled: its memory, a part of it for each view that is computed, and its bad images."""
+    """A shard being filled: its memory, a piece for each view of rows that are computed, and bad images."""
 
     memory: Features
-    views: range
+    wanted: list[Wanted]
+    landed: int = 0  # rows of which all views that are computed are there
     bad: list[Bad] = field(default_factory=list)
 
-    def view(self, view: int, rows: int) -> Features:
-        """Return the memory of a view of all rows: node → (n, D)."""
-        first = (view - self.views.start) * rows
-        return {node: memory[first : first + rows] for node, memory in self.memory.items()}
+    def view(self, which: Wanted, view: int) -> Features:
+        """Return the memory of a view of some rows: node → (n, D)."""
+        first = (view - which.views.start) * len(which.rows)
+        for before in self.wanted:
+            if before is which:
+                break
+            first += len(before.rows) * len(before.views)
+        return {node: memory[first : first + len(which.rows)] for node, memory in self.memory.items()}
+
+    @property
+    def whole(self) -> bool:
+        """Whether all that is computed is there."""
+        return self.landed == sum(len(one.rows) for one in self.wanted)
 
 
 class Writer:
@@ -42,7 +53,7 @@ class Writer:
         room: gives memory of a shape (n, D) in the dtype of a cache's rows.
         threads: shards written at once.
         under_way: batches that may have been asked for and not been added yet.
-        share: which views are computed and which copied; None: the one there is, computed.
+        share: what is computed and what copied; None: all is computed.
     """
 
     def __init__(
@@ -54,7 +65,7 @@ class Writer:
         under_way: int = 0,
         share: Share | None = None,
     ) -> None:
-        self.cache, self._room, self._share = cache, room, share or Share(cache)
+        self.cache, self._room, self._share = cache, room, share or share_of(cache, ())
         self._rows = max((len(part) * cache.recipe.views_in(part.split) for part in parts), default=0)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="write")
         self._limit = threads + 1 + under_way  # each written or filled
@@ -62,6 +73,8 @@ class Writer:
         self._free: list[Features] = []
         self._open: dict[str, _Shard] = {}
         self._pending: deque[tuple[Features, Future[bool]]] = deque()
+        self._tasks: dict[str, Future[bool]] = {}
+        self._later: list[ShardPlan] = []  # copied as a whole, from shards that are still being computed
 
     def rows(self, batch: Batch, view: int = 0) -> Features:
         """Return where a view of a batch's rows belongs: node → (B, D), parts of the shard.
@@ -71,11 +84,9 @@ class Writer:
         """
         part = batch.part
         if part.name not in self._open:
-            self._open[part.name] = _Shard(self._memory(), self._share.new(part))
-        features = self._open[part.name].view(view, len(part))
-        return {
-            node: rows[batch.first - part.first : batch.stop - part.first] for node, rows in features.items()
-        }
+            self._open[part.name] = _Shard(self._memory(), self._share.wanted(part))
+        features = self._open[part.name].view(batch.wanted, view)
+        return {node: rows[batch.first : batch.stop] for node, rows in features.items()}
 
     def add(self, batch: Batch, bad: Sequence[Bad]) -> None:
         """Take note that the rows of a batch are there; commit the shard when it is whole.
@@ -88,42 +99,54 @@ class Writer:
         part = batch.part
         shard = self._open[part.name]
         shard.bad += bad
-        if batch.stop == part.stop and batch.last:
+        shard.landed += len(batch.rows) if batch.last else 0
+        if shard.whole:
             del self._open[part.name]
             self._commit(part, shard)
 
     def copy(self, part: ShardPlan) -> None:
-        """Commit a shard of which every view is copied.
+        """Commit a shard of which every view is copied, as soon as those that it is copied from are written.
 
         Raises:
             SpaceError, CacheError: an earlier shard could not be written.
         """
-        self._commit(part, _Shard({}, self._share.new(part)))
+        if self._share.of(part).after <= self._tasks.keys():
+            self._commit(part, _Shard({}, []))
+        else:
+            self._later.append(part)
 
     def _commit(self, part: ShardPlan, shard: _Shard) -> None:
         while len(self._pending) >= self._threads:
             self._wait()
-        self._pending.append((shard.memory, self._pool.submit(self._write, part, shard)))
+        before = [self._tasks[name] for name in sorted(self._share.of(part).after)]
+        task = self._tasks[part.name] = self._pool.submit(self._write, part, shard, before)
+        self._pending.append((shard.memory, task))
+        later, self._later = self._later, []
+        for other in later:
+            self.copy(other)
 
-    def _write(self, part: ShardPlan, shard: _Shard) -> bool:
-        bad = dict(sorted([*self._share.bad(part), *shard.bad]))
-        features = self._whole(part, shard, [row - part.first for row in bad])
-        return self.cache.commit(part, features, tuple(bad.items()))
+    def _write(self, part: ShardPlan, shard: _Shard, before: list[Future[bool]]) -> bool:
+        for task in before:
+            task.result()  # handed in earlier, so begun: this thread does not wait for itself
+        views = self.cache.recipe.views_in(part.split)
+        found = self._rows_of(part, shard)
+        rows = {node: values.reshape(len(part), views, -1) for node, values in found.items()}
+        bad = self._share.fill(part, rows, shard.bad)
+        features = {node: values if views > 1 else values[:, 0] for node, values in rows.items()}
+        return self.cache.commit(part, features, tuple(bad))
 
-    def _whole(self, part: ShardPlan, shard: _Shard, bad: list[int]) -> Features:
-        """Return a shard's features as they are stored, zero for bad rows: node → (n, D) or (n, V, D)."""
-        views, copied = self.cache.recipe.views_in(part.split), shard.views.start
-        if views == 1 and not copied:
-            return shard.view(0, len(part))
+    def _rows_of(self, part: ShardPlan, shard: _Shard) -> Features:
+        """Return a shard's rows (n * V, D) or (n, V, D) with what was computed in its place."""
+        views = self.cache.recipe.views_in(part.split)
+        if views == 1 and len(shard.wanted) == 1 and len(shard.wanted[0].rows) == len(part):
+            return shard.view(shard.wanted[0], 0)
         found: Features = {}
         for node, width in self.cache.columns.items():
             whole = np.empty((len(part), views, width), self.cache.row_dtype)
-            if copied:
-                whole[:, :copied] = self._share.rows(part, node, copied)
-            for view in shard.views:
-                whole[:, view] = shard.view(view, len(part))[node]
-            whole[bad] = 0
-            found[node] = whole if views > 1 else whole[:, 0]
+            for one in shard.wanted:
+                for view in one.views:
+                    whole[one.rows - part.first, view] = shard.view(one, view)[node]
+            found[node] = whole
         return found
 
     def finish(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,12 @@ class Augment:
     """Steps in a row, for images of any size; safe in many threads at once."""
 
     def __init__(self, names: Sequence[str], seed: int) -> None:
+        self._made_of = (tuple(names), seed)
         self._view = Augmenter(checked([{"name": name} for name in names]), seed)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process makes the steps anew."""
+        return Augment, self._made_of
 
     def __call__(self, image: NDArray[np.uint8], epoch: int, row: int) -> NDArray[np.uint8]:
         """Return an image uint8 (H, W, 3) as an epoch, from 1 on, sees it.

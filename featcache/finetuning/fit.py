@@ -18,6 +18,7 @@ from featcache.finetuning.model import Model
 from featcache.finetuning.options import Place
 from featcache.finetuning.predicting import Found, predict
 from featcache.finetuning.running import devices_of, quiet, repeatable, require_lightning, run
+from featcache.finetuning.telling import Teller, relayed
 from featcache.heads.state import EpochReport, LayerRow, TrainingState
 from featcache.metrics import log_loss
 from featcache.progress import Progress, silent
@@ -33,13 +34,15 @@ LIBRARIES = ("lightning", "torch", "torchvision", "numpy", "pillow")
 class Watch:
     """Who is told while a network trains: of its layers before the start, of each epoch, of how far it is.
 
-    `latest` gives the newest state that `epoch` kept; training on several devices needs it, because what
-    other processes learned comes back through it.
+    `keep` is given the state after each epoch, before `epoch` is told of it. On several devices it is called
+    in another process, so it must be a function that can be sent there, and `latest` gives the newest state
+    that it kept: what other processes learned comes back through it.
     """
 
     layers: Callable[[list[LayerRow]], None] = lambda rows: None
     epoch: Callable[[EpochReport], None] = lambda report: None
     progress: Progress = silent
+    keep: Callable[[TrainingState], None] | None = None
     latest: Callable[[], TrainingState | None] = lambda: None
 
 
@@ -90,10 +93,21 @@ def _fit(learner: Learner, devices: list[str], watch: Watch, meter: Meter) -> No
     meter.add_fit(sum(row["seconds"] for row in before), rows * len(before))
     if learner.left:
         with meter.fitting():
-            run(learner, learner.asked, devices)
+            _run(learner, devices, watch)
         if len(devices) > 1 and (kept := watch.latest()) is not None:
             learner.restore(kept)
     meter.add_fit(0.0, rows * (len(learner.history) - len(before)))
+
+
+def _run(learner: Learner, devices: list[str], watch: Watch) -> None:
+    """Train for the epochs that are left, telling of each in this process."""
+    if len(devices) == 1:
+        learner.tell = Teller(watch.keep, watch.epoch)
+        return run(learner, learner.asked, devices)
+    precision = learner.asked.precision
+    with relayed(watch.keep, watch.epoch, watch.latest, learner.layers, precision) as sender:
+        learner.tell = sender
+        return run(learner, learner.asked, devices)
 
 
 def _predictions(job: Job, learner: Learner, device: str, watch: Watch, meter: Meter) -> list[Found]:
@@ -135,7 +149,7 @@ def _learner(
     plain = images.Images(job.dataset, job.preprocess, asked.max_pixels, None, devices[0])
     drawn = images.Images(job.dataset, job.preprocess, asked.max_pixels, augment, devices[0])
     data = Data(drawn, plain, job.rows("train"), job.rows("val"), workers)
-    learner = Learner(model, frozen, asked, data, rows, watch.epoch, watch.progress)
+    learner = Learner(model, frozen, asked, data, rows, watch.progress if len(devices) == 1 else silent)
     initial = None
     if asked.from_run is not None and len(data.val_rows):
         # A GPU that this process has used cannot be used by those that it forks.

@@ -60,7 +60,6 @@ class Learner(pl.LightningModule):
         asked: the options.
         data: see there.
         layers: the table of layers, for reports.
-        tell: told of every epoch, in the process that counts.
         progress: told of the images of each epoch, where there is one process.
     """
 
@@ -71,12 +70,12 @@ class Learner(pl.LightningModule):
         asked: Finetuning,
         data: Data,
         layers: list[LayerRow],
-        tell: Callable[[EpochReport], None],
         progress: Progress = silent,
     ) -> None:
         super().__init__()
         self.model, self.asked, self.data = model, asked, data
-        self._frozen, self._layers, self._tell, self._progress = frozen, layers, tell, progress
+        self._frozen, self.layers, self._progress = frozen, layers, progress
+        self.tell: Callable[[EpochReport], None] | None = None  # told of every epoch, in the first process
         self.stopping = EarlyStopping(asked.monitor, asked.patience, asked.min_delta)
         self.history: list[dict[str, Any]] = []
         self.best = copied(model)
@@ -224,9 +223,8 @@ class Learner(pl.LightningModule):
         self.history.append({**row, "seconds": round(time.perf_counter() - self._begin, 4), "lr": rate})
         self._judge(epoch)
         self._step_schedule(loss)
-        if self.trainer.is_global_zero:
-            report = EpochReport(epoch, self.asked.epochs, self.history[-1], self._layers, self.capture)
-            self._tell(report)
+        if self.trainer.is_global_zero and self.tell is not None:
+            self.tell(EpochReport(epoch, self.asked.epochs, self.history[-1], self.layers, self.capture))
 
     # --- parts of it ---
 

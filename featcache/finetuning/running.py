@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
 import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from importlib import util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -44,6 +46,37 @@ def devices_of(device: str) -> list[str]:
     return found
 
 
+def processes() -> Any:
+    """Return the way in which processes of several devices are started: as new ones where that is possible.
+
+    A forked process cannot train where its parent has trained or used a GPU before. An interactive session
+    has no file that a new process could begin with, so that forking is all there is.
+    """
+    return multiprocessing.get_context("fork" if _interactive() else "spawn")
+
+
+def check_processes() -> None:
+    """Refuse several devices where processes for them cannot be started.
+
+    Raises:
+        OptionError: saying what to do.
+    """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise OptionError(
+            "Training on several devices begins this program anew in every process, which then trains again.",
+            'Put what it does under: if __name__ == "__main__":',
+        )
+    if _interactive() and torch.cuda.is_initialized():
+        raise OptionError(
+            "An interactive session that has used a GPU cannot start the processes for several devices.",
+            "Restart it and train on several devices first, or run: featcache finetune --device …",
+        )
+
+
+def _interactive() -> bool:
+    return hasattr(sys, "ps1") or bool(sys.flags.interactive)
+
+
 def run(learner: Learner, asked: Finetuning, devices: list[str]) -> None:
     """Train for the epochs that are left.
 
@@ -56,7 +89,7 @@ def run(learner: Learner, asked: Finetuning, devices: list[str]) -> None:
     trainer = pl.Trainer(
         accelerator="gpu" if on_gpu else "cpu",
         devices=[int(each.partition(":")[2]) for each in devices] if on_gpu else len(devices),
-        strategy="auto" if len(devices) == 1 else "ddp_fork",
+        strategy="auto" if len(devices) == 1 else f"ddp_{processes().get_start_method()}",
         precision="bf16-mixed" if asked.precision == "bf16" else "32-true",
         max_epochs=learner.left,
         reload_dataloaders_every_n_epochs=1,

@@ -9,8 +9,9 @@ optimiser and early stopping are each head's own; a head that is done leaves the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -46,11 +47,13 @@ _SMALL_STEP = 1 << 30  # operations; a hundredth of a second of a core, in dozen
 @dataclass(frozen=True)
 class EpochOfMany:
     """One finished epoch: its number (1-based), how many heads trained in it, and the best validation
-    accuracy of this batch so far (None without validation rows)."""
+    accuracy of this batch so far (None without validation rows). `rows` are the heads' own rows of the
+    history, by the heads' numbers; empty where heads are not trained by epochs."""
 
     epoch: int
     alive: int
     best_accuracy: float | None
+    rows: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def shared(head: NetworkHead) -> tuple[Any, ...]:
@@ -95,8 +98,14 @@ def fit_together(
     for head in heads:
         head.forget()
     for numbers in _parts(heads, data):
-        for finished in _train([heads[number] for number in numbers], data, on_epoch):
+        part = [heads[number] for number in numbers]
+        for finished in _train(part, data, partial(_tell, on_epoch, numbers)):
             yield [(numbers[at], error) for at, error in finished]
+
+
+def _tell(tell: Callable[[EpochOfMany], None], numbers: Sequence[int], report: EpochOfMany) -> None:
+    """Tell of a part of the heads under the numbers that they have among all."""
+    tell(replace(report, rows={numbers[at]: row for at, row in report.rows.items()}))
 
 
 def _parts(heads: Sequence[NetworkHead], data: Data) -> list[list[int]]:
@@ -158,6 +167,7 @@ class _Batch:
         self.seconds = [0.0] * len(settings)
         self._operations = 4 * first.batch_size * sum(p[0].numel() for p in self.stack.parameters)
         self._epochs, self._best = 0, -1.0
+        self._rows: dict[int, Mapping[str, Any]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -172,7 +182,8 @@ class _Batch:
 
     @property
     def report(self) -> EpochOfMany:
-        return EpochOfMany(self._epochs, len(self.alive), self._best if self._best >= 0 else None)
+        best = self._best if self._best >= 0 else None
+        return EpochOfMany(self._epochs, len(self.alive), best, self._rows)
 
     def epoch(self) -> list[tuple[int, HeadError | None]]:
         """Train each head for an epoch; return those that are done or failed."""
@@ -181,6 +192,7 @@ class _Batch:
         losses, validated = self._train(), self._validate()
         share = (time.perf_counter() - start) / len(self.alive)
         finished: list[tuple[int, HeadError | None]] = []
+        self._rows = {}
         for at, number in enumerate(self.alive):
             course, own = self.courses[number], [value[at] for value in self.stack.parameters]
             self.seconds[number] += share
@@ -191,6 +203,7 @@ class _Batch:
                 finished.append((number, error))
                 continue
             self._best = max(self._best, metrics["val_accuracy"] or 0.0) if self.val else self._best
+            self._rows[number] = course.history[-1]
             if course.done:
                 finished.append((number, None))
         return finished

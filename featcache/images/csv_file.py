@@ -48,6 +48,11 @@ class CsvSource:
         """The file's name without its suffix: "csv-photos"."""
         return f"csv-{slug(os.path.splitext(os.path.basename(self._path))[0])}"
 
+    @property
+    def root(self) -> str:
+        """The folder that ids are paths below."""
+        return os.path.abspath(self._folder)
+
     def stat_digest(self) -> str:
         """Return the digest over the CSV file and the images it names.
 
@@ -85,7 +90,7 @@ class CsvSource:
         self._check_present(lines)
         classes = _sorted_labels({entry.label for entry in entries})
         rows = rows_of(entries, classes, Origin(self.name, self._path, (), progress))
-        return FileDataset(rows, os.path.abspath(self._folder))
+        return FileDataset(rows, self.root)
 
     def _entries(self) -> Iterator[tuple[int, Entry]]:
         """Yield (line number, entry) for each line."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import xxhash
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HASH_SIZE = 16
 _READERS = 8  # threads that mostly wait for the disk
+_BLOCK = 1 << 14  # rows described at once
 _SHARE = 512  # images a thread hashes between two reports
 _QUICK = 40e-6  # seconds an image: from memory, small files come quicker to one thread than to several
 
@@ -52,11 +53,26 @@ class Rows:
     progress: Advance | None = None
 
 
+class Known(Protocol):
+    """Remembers what is in files that have not changed since they were read."""
+
+    def recall(self, files: Sequence[str]) -> NDArray[np.uint8]:
+        """Return the content hash of each file, uint8 (N, 16); zeros where it has to be read."""
+        ...
+
+    def keep(self, hashes: NDArray[np.uint8]) -> None:
+        """Remember the hashes (N, 16) of the files that `recall` was asked for, as they were then."""
+        ...
+
+
 class Dataset(ABC):
     """Samples in a fixed order: by split (train, val, test), then by the bytes of the id.
 
-    The attributes `name`, `classes`, `ids`, `labels`, `splits` and `ignored` are those of `Rows`.
+    The attributes `name`, `classes`, `ids`, `labels`, `splits` and `ignored` are those of `Rows`. `known` is
+    asked for content hashes before any file is read; None: all are read.
     """
+
+    known: Known | None = None
 
     def __init__(self, rows: Rows) -> None:
         self.name, self.classes, self.ids = rows.name, rows.classes, rows.ids
@@ -66,6 +82,10 @@ class Dataset(ABC):
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave behind who is told of progress: that is in the process a data set is sent from."""
+        return {**self.__dict__, "_progress": None}
 
     @abstractmethod
     def raw(self, i: int) -> bytes | NDArray[np.uint8]:
@@ -123,32 +143,36 @@ class Dataset(ABC):
     def content_hashes(self) -> NDArray[np.uint8]:
         """The `content_hash` of every sample, uint8 (N, 16); all zeros for a sample that cannot be read."""
         hashes = np.zeros((len(self), HASH_SIZE), dtype=np.uint8)
-        for start, found in self._shares():
-            part = np.frombuffer(found, dtype=np.uint8).reshape(-1, HASH_SIZE)
-            hashes[start : start + len(part)] = part
+        known = self.known if len(self) and self.file(0) is not None else None
+        if known is not None:
+            hashes[:] = known.recall([self.file(row) or "" for row in range(len(self))])
+        left = np.flatnonzero(~hashes.any(axis=1))
+        done = len(self) - len(left)
+        for rows, found in self._shares(left):
+            hashes[rows] = np.frombuffer(found, dtype=np.uint8).reshape(-1, HASH_SIZE)
+            done += len(rows)
             if self._progress is not None:
-                self._progress(min(start + _SHARE, len(self)), len(self))
+                self._progress(done, len(self))
+        if known is not None and len(left):
+            known.keep(hashes)
         hashes.flags.writeable = False
         return hashes
 
-    def _shares(self) -> Iterator[tuple[int, bytes]]:
-        """Yield (first row, hashes) of every share: read here while that is quick, then by threads."""
-        starts, quick = iter(range(0, len(self), _SHARE)), True
-        while quick and (start := next(starts, None)) is not None:
+    def _shares(self, left: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], bytes]]:
+        """Yield (rows, hashes) of every share of rows: read here while that is quick, then by threads."""
+        shares, quick = iter(np.split(left, range(_SHARE, len(left), _SHARE)) if len(left) else []), True
+        while quick and (share := next(shares, None)) is not None:
             begin = time.perf_counter()
-            found = self._hashes(start)
+            found = self._hashes(share)
             quick = time.perf_counter() - begin <= _QUICK * _SHARE
-            yield start, found
-        left = list(starts)
+            yield share, found
+        others = list(shares)
         with ThreadPoolExecutor(_READERS) as pool:
-            yield from zip(left, pool.map(self._hashes, left), strict=True)
+            yield from zip(others, pool.map(self._hashes, others), strict=True)
 
-    def _hashes(self, start: int) -> bytes:
-        return self._hash_rows(range(start, min(start + _SHARE, len(self))))
-
-    def _hash_rows(self, rows: range) -> bytes:
+    def _hashes(self, rows: NDArray[np.int64]) -> bytes:
         """Return the hashes of some samples, one behind the other."""
-        return b"".join(self._hash(i) for i in rows)
+        return b"".join(self._hash(i) for i in rows.tolist())
 
     def _hash(self, i: int) -> bytes:
         try:
@@ -160,9 +184,12 @@ class Dataset(ABC):
     def fingerprint(self) -> str:
         """The sha256 over (id, content hash, label, split) of every sample in order, and the classes."""
         digest = hashlib.sha256(b"featcache dataset 1\0")
-        rows = zip(self.ids, self.labels.tolist(), self.splits.tolist(), self.content_hashes, strict=True)
-        for name, label, split, content in rows:
-            digest.update(_counted(name) + b"%d %d " % (label, split) + content.tobytes())
+        for first in range(0, len(self), _BLOCK):  # the numbers as objects of a block alone
+            some = slice(first, first + _BLOCK)
+            labels, splits = self.labels[some].tolist(), self.splits[some].tolist()
+            rows = zip(self.ids[some], labels, splits, self.content_hashes[some], strict=True)
+            for name, label, split, content in rows:
+                digest.update(_counted(name) + b"%d %d " % (label, split) + content.tobytes())
         digest.update(b"classes %d " % len(self.classes))
         for name in self.classes:
             digest.update(_counted(name))

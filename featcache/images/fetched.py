@@ -13,6 +13,9 @@ from featcache.objects import Entry, Objects
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 TOGETHER = 32 << 20  # bytes of images that are held at once by each thread that hashes
 
 
@@ -42,12 +45,14 @@ class FetchedDataset(Dataset):
     def begin(self, rows: Sequence[int]) -> Callable[[int], bytes]:
         """Ask for some samples: they are fetched from now on, several at once."""
         asked: dict[int, Future[bytes | None]] = {
-            row: self._objects.begin(self.ids[row]) for row in rows if self._sizes[row] <= self._most
+            place: self._objects.begin(self.ids[row])
+            for place, row in enumerate(rows)
+            if self._sizes[row] <= self._most
         }
 
         def given(place: int) -> bytes:
             self._check(rows[place])
-            return _there(asked.pop(rows[place]).result())
+            return _there(asked.pop(place).result())
 
         return given
 
@@ -60,14 +65,14 @@ class FetchedDataset(Dataset):
             size, limit = self._sizes[i] / 1e9, self._most / 1e9
             raise BadImageError(f"the object has {size:.3g} GB, the limit is {limit:.3g}")
 
-    def _hash_rows(self, rows: range) -> bytes:
+    def _hashes(self, rows: NDArray[np.int64]) -> bytes:
         found: list[bytes] = []
-        for some in self._groups(rows):
+        for some in self._groups(rows.tolist()):
             given = self.begin(some)
             found += [_hash(given, place) for place in range(len(some))]
         return b"".join(found)
 
-    def _groups(self, rows: range) -> list[list[int]]:
+    def _groups(self, rows: Sequence[int]) -> list[list[int]]:
         """Return the rows in groups whose images can be held at once."""
         groups: list[list[int]] = []
         held = TOGETHER

@@ -56,6 +56,11 @@ class FolderSource:
         """The name of the folder itself: "folder-photos"."""
         return f"folder-{slug(os.path.basename(os.path.abspath(self._path)))}"
 
+    @property
+    def root(self) -> str:
+        """The folder that ids are paths below."""
+        return os.path.abspath(self._path)
+
     def stat_digest(self) -> str:
         """Return the digest over everything below the folder, hidden and ignored files included.
 
@@ -86,7 +91,7 @@ class FolderSource:
         tree = _Folders(self._path, self._exclude)
         entries, classes = tree.entries()
         rows = rows_of(entries, classes, Origin(self.name, self._path, tree.ignored, progress))
-        return FileDataset(rows, os.path.abspath(self._path))
+        return FileDataset(rows, self.root)
 
 
 def _below(path: str, folders: Iterable[Path | str]) -> frozenset[str]:

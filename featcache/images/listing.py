@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from featcache.errors import DatasetError
@@ -23,6 +24,12 @@ IMAGE_SUFFIXES = frozenset(
     )
 )
 """Suffixes, in lower case, of the formats `featcache.images.decode` knows."""
+
+
+MANY = 1 << 20
+"""Ids from which on they are kept packed, see `featcache.images.names`."""
+
+_ID, _SPLIT = attrgetter("id"), attrgetter("split")
 
 
 class Entry(NamedTuple):
@@ -50,20 +57,34 @@ def rows_of(entries: Sequence[Entry], classes: Sequence[str], origin: Origin) ->
     """
     import numpy as np
 
-    from featcache.images.dataset import Rows, id_bytes
+    from featcache.images.dataset import Rows
+    from featcache.images.names import Names
 
     check_splits(entries, origin.path)
-    ordered = sorted(entries, key=lambda entry: (entry.split, id_bytes(entry.id)))
+    ordered = _ordered(entries)
     index = {name: code for code, name in enumerate(classes)}
     return Rows(
         origin.name,
         tuple(classes),
-        [entry.id for entry in ordered],
+        Names.packed(entry.id for entry in ordered) if len(ordered) >= MANY else [e.id for e in ordered],
         np.array([index[entry.label] for entry in ordered], dtype=np.int64),
         np.array([entry.split for entry in ordered], dtype=np.uint8),
         tuple(origin.ignored),
         origin.progress,
     )
+
+
+def _ordered(entries: Sequence[Entry]) -> list[Entry]:
+    """Return entries by split and then by the bytes of the id.
+
+    Texts are ordered as their UTF-8 is, so that only where there are others, bytes are made for each.
+    """
+    from featcache.images.dataset import id_bytes
+
+    plain = all(entry.id.isascii() for entry in entries)
+    ordered = sorted(entries, key=_ID if plain else lambda entry: id_bytes(entry.id))
+    ordered.sort(key=_SPLIT)
+    return ordered
 
 
 def check_splits(entries: Sequence[Entry], path: str) -> None:

@@ -1,7 +1,8 @@
-"""Backbone and head of a run as one file for other programs: ONNX, torch.export or TorchScript."""
+"""Backbone and head of a run as one file for other programs: ONNX, torch.export, TorchScript, safetensors."""
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import warnings
@@ -19,8 +20,8 @@ from featcache.errors import FeatcacheError, OptionError, unknown
 from featcache.inference.network import INPUTS, Whole
 from featcache.inference.predictor import Predictor
 
-FORMATS = ("onnx", "torch-export", "torchscript")
-SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "torchscript": ".pt"}
+FORMATS = ("onnx", "torch-export", "torchscript", "safetensors")
+SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "torchscript": ".pt", "safetensors": ".safetensors"}
 TOLERANCE = 1e-3  # of a probability, between the file's answers and our own
 _EXTRA = "pip install 'featcache[onnx]'"
 
@@ -29,12 +30,14 @@ def export(predictor: Predictor, path: Path, form: str = "onnx", takes: str = "n
     """Write backbone and head as one file, and check the file's answers against our own before.
 
     The batch is of any size. Resizing and cropping are not part of the file: its metadata describe them,
-    beside the class names, the recipe, and what the input is. Nothing is written where the check fails.
+    beside the class names, the recipe, and what the input is. Nothing is written where the check fails. In
+    the format safetensors the file holds the numbers alone, `body.…` of the backbone with its batch norms
+    folded and `head.…`, for programs that have the layers.
 
     Args:
         predictor: the run's backbone and head, on the CPU and in float32.
         path: the file; one that is there is replaced.
-        form: "onnx", "torch-export" or "torchscript".
+        form: one of `FORMATS`.
         takes: "normalized" float32 (B, 3, S, S), or "uint8" (B, S, S, 3) with the scaling in the file.
 
     Returns:
@@ -140,7 +143,26 @@ def _torchscript(whole: Whole, given: torch.Tensor, metadata: dict[str, Any]) ->
     return buffer.getvalue(), lambda images: loaded(torch.from_numpy(images)).numpy()
 
 
-_WRITERS = {"onnx": _onnx, "torch-export": _torch_export, "torchscript": _torchscript}
+def _safetensors(whole: Whole, given: torch.Tensor, metadata: dict[str, Any]) -> tuple[bytes, _Answer]:
+    from safetensors.torch import load, save
+
+    tensors = {name: values.detach().clone().contiguous() for name, values in whole.state_dict().items()}
+    metadata = {**metadata, "temperature": whole.head.temperature}  # what the scores are divided by
+    said = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    data = save(tensors, said)
+    again = copy.deepcopy(whole)
+    for values in again.state_dict().values():
+        values.fill_(float("nan") if values.is_floating_point() else 0)
+    again.load_state_dict(load(data))
+    return data, lambda images: again(torch.from_numpy(images)).detach().numpy()
+
+
+_WRITERS = {
+    "onnx": _onnx,
+    "torch-export": _torch_export,
+    "torchscript": _torchscript,
+    "safetensors": _safetensors,
+}
 
 
 class _quiet(warnings.catch_warnings):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from featcache.costs import Costs, costs_of
 from featcache.errors import CacheError, FeatcacheError, OptionError, RunError
 from featcache.reporting.labels import labelled
+from featcache.reporting.reported import Subject, Told
 from featcache.reporting.stored import check_metrics, predictions_of
 from featcache.reporting.words import plain
 from featcache.store.cache import Cache
@@ -39,6 +40,7 @@ class Entry:
     accuracy: intervals.Interval
     costs: Costs
     same_rows: str  # equal for runs that were evaluated on equal images with equal classes
+    reported: Mapping[str, Any] = field(default_factory=dict)  # a study's own figures of this system
 
     @property
     def run(self) -> str:
@@ -69,10 +71,11 @@ class Group:
 
 @dataclass(frozen=True)
 class Gathered:
-    """All groups, the largest first, and in words which runs are left out."""
+    """All groups, the largest first, in words which runs are left out, and the study it is about, if any."""
 
     groups: tuple[Group, ...]
     left_out: tuple[str, ...]
+    subject: Subject | None = None
 
     @property
     def entries(self) -> list[Entry]:
@@ -124,7 +127,12 @@ def _named(features_dir: Path, name: str) -> list[Path]:
 
 
 def gather(
-    folders: Sequence[Path], split: str | None = None, *, named: Iterable[Path] = (), seed: int = 0
+    folders: Sequence[Path],
+    split: str | None = None,
+    *,
+    named: Iterable[Path] = (),
+    seed: int = 0,
+    subject: Subject | None = None,
 ) -> Gathered:
     """Read runs and group them by the rows that they were evaluated on.
 
@@ -134,6 +142,7 @@ def gather(
         named: folders that were asked for by name: of these a damaged one, or one without the split, is an
             error; others are left out, and so are single folds.
         seed: of the bootstrap.
+        subject: the study that they are of, which names them and has figures of its own.
 
     Raises:
         OptionError: the split is unknown.
@@ -142,7 +151,8 @@ def gather(
     """
     if split is not None and split not in SPLITS:
         raise OptionError(f"Unknown split {split!r}.", f"Known: {', '.join(SPLITS)}.")
-    wanted, found, left_out = set(named), [], []
+    wanted, found = set(named), []
+    left_out = [] if subject is None else list(subject.missing)
     for folder in folders:
         try:
             record = runs.read_run(folder)
@@ -155,13 +165,14 @@ def gather(
             if folder in wanted:
                 raise
             left_out.append(f"{folder.name}: {error.message}")
-    entries = _entries(found, split, wanted, left_out, seed)
+    told = {} if subject is None else subject.runs
+    entries = _entries(found, split, wanted, left_out, seed, told)
     if not entries:
         raise RunError(
             "There is no run to report on: " + ("; ".join(left_out[:3]) or "none was named") + ".",
             "Train a head with a validation split, or with --test.",
         )
-    return Gathered(_groups(entries), tuple(left_out))
+    return Gathered(_groups(entries), tuple(left_out), subject)
 
 
 def _entries(
@@ -170,6 +181,7 @@ def _entries(
     named: set[Path],
     left_out: list[str],
     seed: int,
+    told: Mapping[str, Told],
 ) -> list[Entry]:
     common = _common_splits([record for _, record in found])
     labels = labelled([record for _, record in found])
@@ -182,7 +194,8 @@ def _entries(
                     f"The run {record['run']} has no predictions on {own or 'any split'}.",
                     "Make them with: featcache evaluate RUN, or take another --split.",
                 )
-            entries.append(_entry(folder, record, own, label, seed))
+            said = told.get(str(record["run"]), Told(label))
+            entries.append(_entry(folder, record, own, said, seed))
         except FeatcacheError as error:
             if folder in named:
                 raise
@@ -203,7 +216,7 @@ def _first_split(records: Sequence[Mapping[str, Any]]) -> str | None:
     return next((split for split in SPLITS if all(record.get(split) for record in records)), None)
 
 
-def _entry(folder: Path, record: dict[str, Any], split: str, label: str, seed: int) -> Entry:
+def _entry(folder: Path, record: dict[str, Any], split: str, said: Told, seed: int) -> Entry:
     check_metrics(record, split)
     rows, labels, proba = predictions_of(folder, record, split)
     cache = _cache(folder)
@@ -213,13 +226,14 @@ def _entry(folder: Path, record: dict[str, Any], split: str, label: str, seed: i
         folder,
         record,
         split,
-        label,
+        plain(said.label),
         classes,
         cache,
         len(labels),
         intervals.accuracy_interval(right, seed=seed),
         costs_of(record),
         _same_rows(record, cache, classes, rows, labels),
+        said.figures,
     )
 
 

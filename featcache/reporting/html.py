@@ -56,6 +56,7 @@ def page(gathered: Gathered, judged: Sequence[Judged], closeups_of: Mapping[str,
         title=_title(gathered),
         groups=[_group(number, each, closeups_of, len(judged) > 1) for number, each in enumerate(judged)],
         left_out=gathered.left_out,
+        subject=gathered.subject,
         style=_part("style.css"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -82,12 +83,14 @@ def _part(name: str) -> str:
 
 
 def _title(gathered: Gathered) -> str:
+    if gathered.subject is not None:
+        return words.plain(gathered.subject.name)
     return " · ".join(sorted({words.plain(group.dataset) for group in gathered.groups}))
 
 
 def _group(number: int, judged: Judged, closeups_of: Mapping[str, Closeup], several: bool) -> dict[str, Any]:
     entries, title = judged.group.entries, tables.title(judged.group)
-    columns = tables.shown(entries)
+    columns, beside = tables.shown(entries), tables.beside(entries)
     return {
         "id": f"g{number}",
         "title": title,
@@ -97,6 +100,8 @@ def _group(number: int, judged: Judged, closeups_of: Mapping[str, Closeup], seve
         "notes": judged.notes,
         "columns": columns,
         "rows": [_row(rank, entry, columns, closeups_of) for rank, entry in enumerate(entries, 1)],
+        "beside": beside,
+        "beside_rows": [_row(rank, entry, beside, closeups_of) for rank, entry in enumerate(entries, 1)],
         "charts": _charts(f"g{number}", entries) if len(entries) > 1 else [],
         "cut": len(entries) if len(entries) > charts.MOST_BARS else 0,
         "closeups": [

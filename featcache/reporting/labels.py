@@ -17,7 +17,8 @@ def labelled(records: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a label for each record; those of one data set are all different.
 
     Named are backbones and nodes where a data set has several, options that differ among its heads of a
-    kind, which training rows, and calibration; of those still alike, the last digits of their ids.
+    kind on a backbone, which training rows, views and calibration; of those still alike, the last digits
+    of their ids.
     """
     of: dict[str, list[Mapping[str, Any]]] = {}
     for record in records:
@@ -33,7 +34,8 @@ def labelled(records: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> str:
-    alike = [other for other in records if other["head"] == record["head"]]
+    kind = ("head", "backbone")
+    alike = [other for other in records if all(other.get(n) == record.get(n) for n in kind)]
     parts = [str(record["head"]), *_options(record, alike)]
     if subset := record.get("subset"):
         parts.append(_subset(subset))
@@ -41,6 +43,8 @@ def _label(record: Mapping[str, Any], records: Sequence[Mapping[str, Any]]) -> s
         o.get("views") == views for o in records
     ):
         parts.append(f"{views.get('count')} views, {views.get('mode')}")
+    if _averaged(record):
+        parts[-1] += ", averaged"
     if record.get("calibration") and not all(other.get("calibration") for other in records):
         parts.append("calibrated")
     same = [other for other in records if other.get("backbone") == record.get("backbone")]
@@ -59,6 +63,12 @@ def _options(record: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> l
             text = "-".join(map(str, value)) if isinstance(value, list) else str(value)
             named.append(text if name in _ALWAYS else f"{name}={text}")
     return named
+
+
+def _averaged(record: Mapping[str, Any]) -> bool:
+    """Return whether probabilities of test images are means over their views."""
+    found = record.get("test")
+    return isinstance(found, Mapping) and bool(found.get("views"))
 
 
 def _subset(record: Mapping[str, Any]) -> str:

@@ -51,6 +51,7 @@ class Report:
 
     def values(self) -> dict[str, Any]:
         """Return the groups and what they show as JSON values; unknown is None."""
+        subject = self.gathered.subject
         return {
             "groups": [
                 {
@@ -66,6 +67,7 @@ class Report:
                 for each in self.judged
             ],
             "left_out": list(self.gathered.left_out),
+            "study": None if subject is None else {"name": subject.name, "notes": list(subject.notes)},
         }
 
     def html(self, progress: Progress = silent) -> str:

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featcache.reporting import words
+from featcache.figures import FIGURES
+from featcache.reporting import reported, words
 from featcache.reporting.gathering import Entry, Group
 
 
@@ -28,13 +29,19 @@ class Column:
 
     def whole(self, entry: Entry) -> str:
         """Return the text and what belongs to it."""
-        return self.text(entry) if self.more is None else f"{self.text(entry)} ({self.more(entry)})"
+        more = "" if self.more is None else self.more(entry)
+        return f"{self.text(entry)} ({more})" if more else self.text(entry)
 
 
 def _worst(entry: Entry) -> str:
     worst = entry.metrics.get("worst_class") or {}
     known = "class" in worst and "f1" in worst
     return f"{worst['class']} ({words.decimal(worst['f1'])})" if known else words.UNKNOWN
+
+
+def _rate(entry: Entry) -> str:
+    rate = entry.costs.images_per_second
+    return "" if rate is None else f"{words.count(round(rate))}/s"
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -68,9 +75,10 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(
         "predict 1000",
-        "time to predict 1000 rows",
+        "time to predict 1000 rows; small below it: rows a second",
         lambda e: e.costs.predict_seconds_per_1000,
         lambda e: words.seconds(e.costs.predict_seconds_per_1000),
+        more=_rate,
     ),
     Column(
         "reads",
@@ -117,6 +125,28 @@ def shown(entries: Sequence[Entry]) -> list[Column]:
     return found
 
 
+def beside(entries: Sequence[Entry]) -> list[Column]:
+    """Return the columns of the table of our figures beside the study's own; none where it reports none."""
+    names = reported.names_of(entries)
+    return [COLUMNS[0], *map(_beside, names)] if names else []
+
+
+def _beside(name: str) -> Column:
+    def study(entry: Entry) -> str:
+        there = name in entry.reported
+        return f"{reported.STUDY} {reported.text(name, entry.reported[name])}" if there else ""
+
+    figure = FIGURES[name]
+    return Column(
+        reported.title(name),
+        f"{figure.about}; small below it: the study's own",
+        lambda entry: reported.ours(entry, name),
+        lambda entry: reported.text(name, reported.ours(entry, name)),
+        figure.unit != "class",
+        study,
+    )
+
+
 def values(entry: Entry, rank: int) -> dict[str, Any]:
     """Return a run's line as JSON values; unknown is None."""
     worst = entry.metrics.get("worst_class") or {}
@@ -136,6 +166,7 @@ def values(entry: Entry, rank: int) -> dict[str, Any]:
         "worst_class": worst.get("class"),
         "worst_f1": worst.get("f1"),
         **entry.costs.told(),
+        "reported": dict(entry.reported),
     }
 
 
@@ -144,7 +175,8 @@ def to_csv(groups: Sequence[Group]) -> str:
 
     Texts that a spreadsheet would take for a formula get an apostrophe before them.
     """
-    lines = [values(entry, rank) for group in groups for rank, entry in enumerate(group.entries, 1)]
+    names = reported.names_of([entry for group in groups for entry in group.entries])
+    lines = [_flat(entry, rank, names) for group in groups for rank, entry in enumerate(group.entries, 1)]
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(lines[0]), lineterminator="\n")
     writer.writeheader()
@@ -152,17 +184,30 @@ def to_csv(groups: Sequence[Group]) -> str:
     return text.getvalue()
 
 
+def _flat(entry: Entry, rank: int, names: Sequence[str]) -> dict[str, Any]:
+    """Return a run's line, with a study's own figures as columns of their own."""
+    line = values(entry, rank)
+    del line["reported"]
+    return {**line, **{f"reported_{name}": entry.reported.get(name) for name in names}}
+
+
 def to_markdown(groups: Sequence[Group]) -> str:
     """Return a table for each group, with what it is of above it."""
     parts = []
     for group in groups:
-        columns = shown(group.entries)
-        rows = [[column.whole(entry) for column in columns] for entry in group.entries]
-        lines = [[column.title for column in columns], *rows]
-        ruler = ["---:" if column.number else "---" for column in columns]
-        marked = [_line([_cell(cell) for cell in line]) for line in lines]
-        parts.append("\n".join([f"**{_cell(title(group))}**", "", marked[0], _line(ruler), *marked[1:], ""]))
+        parts.append(f"**{_cell(title(group))}**\n\n{_markdown(shown(group.entries), group.entries)}")
+        if columns := beside(group.entries):
+            parts.append(f"**Beside the study's own figures**\n\n{_markdown(columns, group.entries)}")
     return "\n".join(parts)
+
+
+def _markdown(columns: Sequence[Column], entries: Sequence[Entry]) -> str:
+    rows = [[column.whole(entry) for column in columns] for entry in entries]
+    ruler = ["---:" if column.number else "---" for column in columns]
+    first, *rest = (
+        _line([_cell(cell) for cell in line]) for line in [[column.title for column in columns], *rows]
+    )
+    return "\n".join([first, _line(ruler), *rest, ""])
 
 
 def title(group: Group) -> str:

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, keeping, layout, publishing, quantised, records, shard, sharing
-from featcache.store.checked import read_checked
+from featcache.store import claims, keeping, layout, plan_file, publishing, quantised, records, shard, sharing
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -47,13 +46,8 @@ class Cache:
         """
         alone = publishing.prepare(path, settled=False)
         if not (path / records.RECIPE).exists():
-            data = plan.to_bytes()
-            keeping.write(path / records.PLAN, data)
-            whole = {
-                "format": record["recipe"]["format"],
-                **record,
-                "plan": {"bytes": len(data), "xxh3_128": shard.hash_of(data)},
-            }
+            facts = plan_file.write_plan(path, plan)
+            whole = {"format": record["recipe"]["format"], **record, "plan": facts}
             publishing.publish_recipe(path, records.to_bytes(whole), alone)
         else:
             atomic.settle(path)  # another process may have linked the recipe a moment ago
@@ -106,17 +100,7 @@ class Cache:
         Raises:
             DamagedError: it is missing or differs.
         """
-        path, expected = self.path / records.PLAN, self.record["plan"]
-        try:
-            data = read_checked(path, expected["bytes"], expected["xxh3_128"])
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing.", self._mend()) from None
-        if data is None:
-            raise DamagedError(f"{path} differs from what was written.", self._mend())
-        plan = Plan.from_bytes(data)
-        if not np.all((plan.labels >= -1) & (plan.labels < max(len(self.classes), 1))):
-            raise DamagedError(f"{path} names classes that there are not.", self._mend())
-        return plan
+        return plan_file.open_plan(self.path, self.record["plan"], len(self.classes), self._mend())
 
     def shards(self) -> list[ShardPlan]:
         """Return all planned shards in order."""

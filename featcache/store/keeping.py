@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from featcache import atomic
-from featcache.errors import CacheError, OptionError
+from featcache.errors import CacheError, DamagedError, OptionError
 from featcache.objects import is_url
 
+T = TypeVar("T")
 FOLDER = ".featcache"  # of a features folder: what may be forgotten
 MARK = "remote.json"  # in a mirror's .featcache: what it mirrors
 RUNS_CHANGED = "runs-changed"  # there too, an empty file: the ledger, an index, is to be made anew
@@ -216,6 +217,20 @@ def bring(path: Path, again: bool = False) -> bool:
     """
     far = kept_by(path)
     return far is not None and far.bring(path, again)
+
+
+def undamaged(path: Path, read: Callable[[], T]) -> T:
+    """Return what is read from a file; of a copy that is found damaged, what is read from a new one.
+
+    Raises:
+        DamagedError, and others: as `read`.
+    """
+    try:
+        return read()
+    except DamagedError:
+        if not bring(path, again=True):
+            raise
+    return read()
 
 
 def bring_all(paths: Sequence[Path]) -> None:

@@ -23,7 +23,7 @@ REST = 86_400.0
 """Seconds a file must have been at rest, where a process that is at work might still need it."""
 
 CACHE_NAME = re.compile(r"[A-Za-z0-9._-]+--[A-Za-z0-9._-]+--[0-9a-f]{10}")
-_MEMORY = ("requests", "batches", "speeds", "begun", USED)
+_MEMORY = ("requests", "batches", "speeds", "begun", "studies", "contents", USED)
 _BY_CACHE = ("claims", "extractions")
 
 

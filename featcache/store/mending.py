@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featcache.errors import DamagedError
-from featcache.store import keeping, records, shard
+from featcache.store import keeping, plan_file, records
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan, ShardPlan
 
@@ -47,8 +47,4 @@ def restore_plan(cache: Cache, plan: Plan) -> bool:
     Raises:
         SpaceError, CacheError: it cannot be written.
     """
-    data = plan.to_bytes()
-    if shard.hash_of(data) != cache.record["plan"]["xxh3_128"]:
-        return False
-    keeping.write(cache.path / records.PLAN, data)
-    return True
+    return plan_file.restore_plan(cache.path, plan, cache.record["plan"])

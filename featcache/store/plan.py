@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import DamagedError
+from featcache.images.names import Names
 from featcache.images.sample import SPLITS
 from featcache.recipe import ITEMSIZES
+from featcache.store import archive
 from featcache.store.arrays import unpack
 
+BLOCK = 1 << 20  # rows looked at at once
 PAGE = 4096
 SHARD_BYTES = 64 * 1024 * 1024
 SHARD_ROWS = 4096  # so that a crash costs minutes at most, however narrow the rows
@@ -58,7 +60,8 @@ class Plan:
     def range_of(self, split: str) -> range:
         """Return the rows of a stored split, an empty range where it has none."""
         code = SPLITS.index(split)
-        first, stop = np.searchsorted(self.splits, [code, code + 1])
+        # Of the codes' own type: with another, all of them would be converted for it.
+        first, stop = np.searchsorted(self.splits, np.array([code, code + 1], np.uint8))
         return range(int(first), int(stop))
 
     def counts(self) -> dict[str, int]:
@@ -74,19 +77,20 @@ class Plan:
 
     def to_bytes(self) -> bytes:
         """Return the plan as an .npz without pickle; equal plans give equal bytes."""
-        encoded = [name.encode("utf-8", "surrogateescape") for name in self.ids]
-        ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
-        blob = np.frombuffer(b"".join(encoded), dtype=np.uint8)
-        buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            id_bytes=blob,
-            id_ends=ends,
-            label=self.labels,
-            split=self.splits,
-            content_hash=self.hashes,
+        return b"".join(self.pieces())
+
+    def pieces(self) -> list[memoryview]:
+        """Return the bytes of `to_bytes` in pieces, which are views of the plan's arrays."""
+        ids = Names.packed(self.ids)
+        return archive.pieces(
+            {
+                "id_bytes": ids.data,
+                "id_ends": ids.ends,
+                "label": self.labels,
+                "split": self.splits,
+                "content_hash": self.hashes,
+            }
         )
-        return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Plan:
@@ -96,43 +100,56 @@ class Plan:
             DamagedError: the bytes are no plan.
         """
         try:
-            stored: dict[str, NDArray[Any]] = unpack(data)
-            plan = cls(
-                ids=_names(stored["id_bytes"], stored["id_ends"]),
-                labels=stored["label"],
-                splits=stored["split"],
-                hashes=stored["content_hash"],
-            )
-        except (KeyError, ValueError) as error:
+            return cls.of_arrays(unpack(data))
+        except ValueError as error:
             raise DamagedError(f"plan.npz is damaged: {error}.", "Run: featcache verify --repair.") from error
-        plan._check()
+
+    @classmethod
+    def of_arrays(
+        cls, stored: Mapping[str, NDArray[Any]], looked: Callable[[], object] = lambda: None
+    ) -> Plan:
+        """Return the plan that arrays are, as they were stored; they are checked, and not copied.
+
+        Args:
+            stored: the arrays by name.
+            looked: called whenever a block of rows has been looked at.
+
+        Raises:
+            ValueError: they are no plan.
+        """
+        try:
+            ids = Names(stored["id_bytes"], stored["id_ends"])
+            plan = cls(ids, stored["label"], stored["split"], stored["content_hash"])
+        except KeyError as error:
+            raise ValueError(f"it has no {error}") from error
+        plan._check_shapes(ids.data, ids.ends)
+        for first in range(0, len(ids), BLOCK):
+            stop = min(first + BLOCK, len(ids))
+            _check_rising(ids.ends, first, stop, "the names do not lie one behind the other")
+            _check_rising(plan.splits, first, stop, "its splits are not in order")
+            looked()
+        if ids.ends[-1:].sum() != ids.data.size or (len(ids) and plan.splits[-1] >= len(SPLITS)):
+            raise ValueError("its arrays do not fit together")
         return plan
 
-    def _check(self) -> None:
-        n = len(self.ids)
-        good = (
-            self.labels.shape == (n,)
-            and self.labels.dtype == np.int64
-            and self.splits.shape == (n,)
-            and self.splits.dtype == np.uint8
-            and self.hashes.shape == (n, 16)
-            and self.hashes.dtype == np.uint8
-            and bool(np.all(self.splits[1:] >= self.splits[:-1]))
-            and bool(np.all(self.splits < len(SPLITS)))
-        )
-        if not good:
-            raise DamagedError(
-                "plan.npz is damaged: its arrays do not fit together.", "Run: featcache verify --repair."
-            )
+    def _check_shapes(self, data: NDArray[Any], ends: NDArray[Any]) -> None:
+        n = len(ends)
+        wanted: list[tuple[NDArray[Any], tuple[int, ...], type]] = [
+            (data, (data.size,), np.uint8),
+            (ends, (n,), np.int64),
+            (self.labels, (n,), np.int64),
+            (self.splits, (n,), np.uint8),
+            (self.hashes, (n, 16), np.uint8),
+        ]
+        if any(array.shape != shape or array.dtype != kind for array, shape, kind in wanted):
+            raise ValueError("its arrays do not fit together")
 
 
-def _names(blob: NDArray[np.uint8], ends: NDArray[np.int64]) -> list[str]:
-    """Return the names; `ends` must rise to the end of the blob, or few bytes could make very many."""
-    starts = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-    if ends.dtype != np.int64 or ends.ndim != 1 or np.any(ends < starts) or ends[-1:].sum() != blob.size:
-        raise ValueError("the names do not lie one behind the other")
-    data, pairs = blob.tobytes(), zip(starts.tolist(), ends.tolist(), strict=True)
-    return [data[a:b].decode("utf-8", "surrogateescape") for a, b in pairs]
+def _check_rising(values: NDArray[Any], first: int, stop: int, what: str) -> None:
+    """Refuse values that fall or are negative: of names, few bytes could then make very many."""
+    block = values[max(0, first - 1) : stop]
+    if block[0] < 0 or np.any(block[1:] < block[:-1]):
+        raise ValueError(what)
 
 
 def rows_of_shards(columns: int, store_dtype: str, views: int = 1) -> int:

@@ -6,7 +6,9 @@ a cache may come from anyone.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import json
 import os
 import re
@@ -68,12 +70,7 @@ def read(path: Path) -> dict[str, Any]:
         FormatError: the record is of an unknown format.
         FileNotFoundError: there is no such file.
     """
-    try:
-        return _read(path)
-    except DamagedError:
-        if not keeping.bring(path, again=True):
-            raise
-    return _read(path)  # what was damaged was a copy
+    return keeping.undamaged(path, lambda: _read(path))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -113,6 +110,13 @@ def read_regular(path: Path, limit: int) -> bytes:
         CacheError: it may not be read, or the disk fails.
         FileNotFoundError, NotADirectoryError: there is no such file.
     """
+    with open_regular(path, limit) as file:
+        return file.read()
+
+
+@contextlib.contextmanager
+def open_regular(path: Path, limit: int) -> Iterator[io.FileIO]:
+    """Open what `read_regular` reads, for as long as it is wanted; it raises the same."""
     keeping.bring(path)
     try:
         descriptor = os.open(path, _READ_FLAGS)
@@ -122,7 +126,7 @@ def read_regular(path: Path, limit: int) -> bytes:
                 raise _damaged(path, "it is not a regular file")
             if facts.st_size > limit:
                 raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
-            return file.read()
+            yield file
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
@@ -278,8 +282,7 @@ def check_size(folder: Path, commit: Commit) -> Path:
     """
     path = folder / SHARDS / commit.file
     if (far := keeping.far_of(folder)) is not None:
-        size = far.size(path)
-        if size != commit.size:
+        if (size := far.size(path)) != commit.size:
             found = "the shard is missing" if size is None else f"it has {size} bytes"
             raise _damaged(path, f"{found}, {commit.size} were committed")
         return path

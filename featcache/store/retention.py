@@ -45,9 +45,15 @@ class Held:
 
     @cached_property
     def rows(self) -> NDArray[np.void]:
-        """The content hash of every image, sorted, each once: (N,) of 16 bytes."""
-        hashes = np.ascontiguousarray(self.cache.plan.hashes) if self.cache else np.empty((0, 16), np.uint8)
-        return np.unique(hashes.view(np.dtype((np.void, 16))).reshape(-1))
+        """The content hash of every image that could be read, sorted, each once: (N,) of 16 bytes.
+
+        Raises:
+            DamagedError: the plan or a commit record is damaged.
+        """
+        hashes = np.empty((0, 16), np.uint8) if self.cache is None else np.array(self.cache.plan.hashes)
+        bad = [row for one in self.cache.commits().values() for row, _ in one.bad] if self.cache else []
+        good = np.delete(hashes, bad, axis=0)
+        return np.unique(np.ascontiguousarray(good).view(np.dtype((np.void, 16))).reshape(-1))
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featcache import atomic
-from featcache.errors import CacheError, DamagedError
+from featcache.errors import CacheError
 from featcache.recipe import FORMAT, sha256_of
-from featcache.store import expected, keeping, records, shard
+from featcache.store import expected, keeping, plan_file, records
 from featcache.store.cache import Cache
-from featcache.store.checked import read_checked
 from featcache.store.plan import Plan
 
 NAME = "finetune"  # what stands in the folder's name where a cache has its backbone
@@ -65,10 +62,8 @@ class Roster:
         path = cls.path_of(features_dir, dataset["name"], dataset["fingerprint"])
         atomic.make_folder(path / records.HEADS)
         if not (path / records.ROSTER).exists():
-            data = plan.to_bytes()
-            keeping.write(path / records.PLAN, data)
-            digest = {"bytes": len(data), "xxh3_128": shard.hash_of(data)}
-            whole = {"format": FORMAT, "key": key, "dataset": dataset, "request": request, "plan": digest}
+            facts = plan_file.write_plan(path, plan)
+            whole = {"format": FORMAT, "key": key, "dataset": dataset, "request": request, "plan": facts}
             keeping.publish_once(path / records.ROSTER, records.to_bytes(whole))
         found = cls(path)
         if found.key != key:
@@ -102,17 +97,7 @@ class Roster:
         Raises:
             DamagedError: it is missing or differs.
         """
-        path, wanted = self.path / records.PLAN, self.record["plan"]
-        try:
-            data = read_checked(path, wanted["bytes"], wanted["xxh3_128"])
-        except FileNotFoundError:
-            raise DamagedError(f"{path} is missing.", _MEND) from None
-        if data is None:
-            raise DamagedError(f"{path} differs from what was written.", _MEND)
-        plan = Plan.from_bytes(data)
-        if not np.all((plan.labels >= -1) & (plan.labels < max(len(self.classes), 1))):
-            raise DamagedError(f"{path} names classes that there are not.", _MEND)
-        return plan
+        return plan_file.open_plan(self.path, self.record["plan"], len(self.classes), _MEND)
 
 
 def _key(dataset_fingerprint: str) -> str:

@@ -9,7 +9,7 @@ name = "frozen ResNet-18 + linear"
 extract = { backbone = "resnet18", preprocess = "squash" }      # as featcache.extract takes them
 head = { kind = "linear", lr = 1e-4 }                           # as featcache.train_head takes them
 curve = { few_shot = [1, 5, 10], trials = 3 }                   # optional: a learning curve
-study = { accuracy = 0.7918, log_loss = 0.6350 }                # the study's own figures
+study = { accuracy = 0.7918, log_loss = 0.6350 }                # the study's own, of `featcache.figures`
 
 [[system]]
 name = "ResNet-18 fine-tuned"
@@ -18,18 +18,20 @@ finetune = { network = "resnet18", lr = 1e-4 }                  # as featcache.f
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from featcache import figures
 from featcache.errors import OptionError, unknown
 from featcache.finetuning.options import SCRATCH, Finetuning
 
 PIXELS = "pixels"
 SPLIT = ("val_fraction", "split_seed", "split_mode")
-FIGURES = ("accuracy", "log_loss", "macro_precision", "macro_recall", "macro_f1", "fit_seconds", "gpu_gb")
 CURVE = ("few_shot", "fractions", "trials", "draw_seed")
 _SYSTEM = ("name", "extract", "head", "node", "curve", "finetune", "from", "study")
 _STUDY = ("name", "about", "dataset", "split", "limit", "system")
@@ -40,7 +42,7 @@ class System:
     """One thing to compare: a head on a cache (`extract`, `head`), or a whole network (`finetune`).
 
     `start` names a system before it, with a head, from whose run a fine-tuning begins. `figures` are what the
-    study itself reports of it.
+    study itself reports of it. `digest` is a hash of all else that the file says of it.
     """
 
     name: str
@@ -50,12 +52,16 @@ class System:
     curve: Mapping[str, Any] = field(default_factory=dict)
     finetune: Mapping[str, Any] | None = None
     start: str | None = None
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A study: its systems, and the data set and split that they share."""
+    """A study: its systems, and the data set and split that they share.
+
+    `changes` says in words what is another way than the file has it.
+    """
 
     name: str
     dataset: str
@@ -63,6 +69,7 @@ class Study:
     about: str = ""
     split: Mapping[str, Any] = field(default_factory=dict)
     limit: int | None = None
+    changes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,8 @@ def read_study(path: Path) -> Study:
         if name not in plain:
             raise OptionError(f"{path} has no {name!r}.", "Say it at the top of the file.")
     _check_keys(plain.get("split", {}), SPLIT, f"split of {path}")
-    systems = tuple(_system(each, path) for each in plain["system"])
+    shared = {name: plain.get(name) for name in ("dataset", "split", "limit")}
+    systems = tuple(_system(each, path, shared) for each in plain["system"])
     _check_systems(systems, path)
     known = {name: plain[name] for name in ("name", "dataset", "about", "split", "limit") if name in plain}
     return Study(systems=systems, **known)
@@ -119,10 +127,28 @@ def changed(study: Study, changes: Changes) -> Study:
     """Return the study with the changes made."""
     systems = tuple(_changed(system, changes) for system in study.systems)
     limit = changes.limit if changes.limit is not None else study.limit
-    return replace(study, systems=systems, dataset=changes.dataset or study.dataset, limit=limit)
+    dataset, words = changes.dataset or study.dataset, tuple(changes.in_words())
+    return replace(study, systems=systems, dataset=dataset, limit=limit, changes=words)
 
 
-def _system(plain: Any, path: Path) -> System:
+def only(study: Study, names: Sequence[str]) -> Study:
+    """Return the study with these systems alone, and those that they start from.
+
+    Raises:
+        OptionError: it has no system of a name.
+    """
+    by_name = {system.name: system for system in study.systems}
+    for name in names:
+        if name not in by_name:
+            raise unknown(f"system of {study.name!r}:", name, by_name)
+    wanted = set(names)
+    for system in reversed(study.systems):  # who is started from stands before
+        if system.name in wanted and system.start is not None:
+            wanted.add(system.start)
+    return replace(study, systems=tuple(system for system in study.systems if system.name in wanted))
+
+
+def _system(plain: Any, path: Path, shared: Mapping[str, Any]) -> System:
     where = f"a system of {path}"
     _check_keys(plain, _SYSTEM, where)
     name = str(plain.get("name", ""))
@@ -133,7 +159,9 @@ def _system(plain: Any, path: Path) -> System:
         )
     if cached and "kind" not in plain["head"]:
         raise OptionError(f"The head of {name!r} in {path} has no kind.", 'Write head = { kind = "linear" }.')
-    _check_keys(plain.get("study", {}), FIGURES, f"the figures of {name!r} in {path}")
+    reported = plain.get("study", {})
+    _check_keys(reported, figures.FIGURES, f"the figures of {name!r} in {path}")
+    figures.checked(reported, f"the figures of {name!r} in {path}")
     _check_keys(plain.get("curve", {}), CURVE, f"the curve of {name!r} in {path}")
     allowed = [
         each.name for each in fields(Finetuning) if each.name not in (*SPLIT, "dataset", "limit", "test")
@@ -142,8 +170,12 @@ def _system(plain: Any, path: Path) -> System:
     head = {key: tuple(v) if isinstance(v, list) else v for key, v in plain.get("head", {}).items()}
     return System(
         name, plain.get("extract"), head, plain.get("node"), plain.get("curve", {}), plain.get("finetune"),
-        plain.get("from"), plain.get("study", {}),
+        plain.get("from"), reported, _digest({**plain, "study": None, "shared": shared}),
     )  # fmt: skip
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _check_systems(systems: tuple[System, ...], path: Path) -> None:

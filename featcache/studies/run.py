@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from featcache import api, whole
+from featcache import api, figures, whole
 from featcache.errors import OptionError, RunError, unknown
 from featcache.finetuning.options import Place
 from featcache.progress import Progress, silent
 from featcache.store.table import has_split
-from featcache.studies.file import FIGURES, Study, System
+from featcache.studies.file import Study, System
+from featcache.studies.memory import remember
 
 _NOT_ASKED = ("dataset", "limit", "data_dir", "features_dir", "progress", "notify", "device")
 
@@ -24,16 +25,12 @@ class Row:
     system: str
     record: Mapping[str, Any]
     found: bool
-    figures: Mapping[str, float]
+    figures: Mapping[str, Any]
     curve: list[dict[str, Any]] = field(default_factory=list)
 
-    def ours(self) -> dict[str, float | None]:
+    def ours(self) -> dict[str, Any]:
         """Return our figures under the names of the study's, of the test split where there is one."""
-        metrics = self.record.get("test") or self.record.get("val") or {}
-        costs = self.record.get("costs") or {}
-        gpu = costs.get("peak_gpu_bytes")
-        known = {**metrics, "fit_seconds": self.record["fit_seconds"], "gpu_gb": gpu and gpu / 1e9}
-        return {name: known.get(name) for name in FIGURES}
+        return figures.ours(self.record)
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ def run_study(study: Study, place: Place, watch: Watch = Watch()) -> list[Row]:
             rows[system.name] = _head(study, system, place, watch)
         else:
             rows[system.name] = _network(study, system, place, watch, rows)
+        remember(place.features_dir, study, system, str(rows[system.name].record["run"]))
     return list(rows.values())
 
 

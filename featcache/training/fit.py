@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from featcache import atomic
-from featcache.costs import Costs, Meter, costs_of
+from featcache.costs import Meter, costs_of
 from featcache.errors import CacheError, OptionError, RunError
 from featcache.heads import saving
 from featcache.heads.base import Head
@@ -22,13 +20,13 @@ from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.store.table import Table, has_split
 from featcache.training import calibrated, checkpoints, runs, subsets, views
+from featcache.training.facts import begun, context_of, facts_of
 from featcache.training.ledger import Ledger
+from featcache.training.listener import SILENT, Listener, heard
 from featcache.training.predictions import Prediction, predict
 from featcache.training.spending import completed
-from featcache.version import VERSION
 
 CONFIG = "config.json"
-LIBRARIES = ("torch", "numpy", "scikit-learn")  # whose versions a run records
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Watch:
     epoch: Callable[[EpochReport], None] = lambda report: None
     keeps: Callable[[str], None] = lambda run: None  # told the run's id where it keeps checkpoints
     warns: Callable[[str], None] = lambda text: None  # told what makes a training take long, before it starts
+    listener: Listener = SILENT
 
 
 def train(cache: Cache, training: Training, watch: Watch = Watch()) -> Trained:
@@ -142,7 +141,8 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
         raise OptionError(f"{cache.name} has no validation rows to calibrate on.", "Give --val-fraction .2.")
     if training.test_views:
         views.check_test(cache, training.test)
-    with Meter() as meter:
+    again = state is not None
+    with heard(watch.listener, run, begun(cache, training, head), again), Meter() as meter:
         table, val = read_tables(cache, training)
         if isinstance(head, NetworkHead):
             watch.layers(head.layers(table.columns, len(set(table.y.tolist()))))
@@ -161,7 +161,9 @@ def _train(cache: Cache, training: Training, run: str, watch: Watch, state: Trai
             done = calibrated.add_test(done, head, test, found[-1])
     facts = facts_of(cache, training, run, head, table, meter.costs(reads="features"))
     facts |= {"calibration": done, "notes": facts["notes"] + notes}
-    return store(cache, folder, facts, head, found)
+    trained = store(cache, folder, facts, head, found)
+    watch.listener.ends(run, trained.record)
+    return trained
 
 
 def validates(cache: Cache, training: Training) -> bool:
@@ -207,49 +209,9 @@ def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState 
         if training.keep_checkpoints:
             checkpoints.keep(folder, report.state(), training.keep_checkpoints)
         watch.epoch(report)
+        watch.listener.epoch(folder.name, report.metrics)
 
     return {"on_epoch": each, "resume": state}
-
-
-def context_of(cache: Cache, node: str) -> dict[str, Any]:
-    """Return what a head must be told to refuse features it was not trained on."""
-    return {
-        "fingerprint": cache.recipe.fingerprint,
-        "node": node,
-        "columns": cache.columns[node],
-        "classes": list(cache.classes),
-        "backbone": cache.recipe.backbone,
-    }
-
-
-def facts_of(
-    cache: Cache, training: Training, run: str, head: Head, table: Table, spent: Costs
-) -> dict[str, Any]:
-    """Return what a run's record says of a head that was fitted to `table`, without metrics."""
-    return {
-        "run": run,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "cache": cache.name,
-        "key": cache.key,
-        "dataset": cache.record["dataset"]["name"],
-        "backbone": cache.recipe.backbone,
-        "node": table.node,
-        "columns": table.columns,
-        "head": training.head,
-        "params": plain_params(head),
-        "split": {key: value for key, value in training.split_options().items() if key != "node"},
-        "subset": subsets.to_record(training.subset),
-        "views": views.to_record(cache, training.head, training.view_mode),
-        "train_rows": len(table),
-        "epochs": getattr(head, "n_epochs_", None),
-        "best_epoch": getattr(head, "best_epoch_", None),
-        "calibration": None,
-        "fit_seconds": round(spent.fit_seconds or 0.0, 4),
-        "peak_rss_bytes": spent.peak_ram_bytes or 0,
-        "costs": spent.to_record(),
-        "notes": list(getattr(head, "notes_", ())),
-        "versions": {"featcache": VERSION, **{name: metadata.version(name) for name in LIBRARIES}},
-    }
 
 
 def store(
@@ -284,9 +246,3 @@ def add_test(
     """Add the test split's predictions and metrics to a stored run; return its new record."""
     facts = {**record, "test": found.summary(cache.classes), "calibration": calibration}
     return _recorded(cache, runs.add_predictions(folder, facts, found.arrays()))
-
-
-def plain_params(head: Head) -> dict[str, Any]:
-    """Return all options of a head as a run's record holds them."""
-    params = head.get_params(deep=False)
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in params.items()}

@@ -13,6 +13,7 @@ from featcache.heads.catalogue import create, options
 from featcache.store.cache import Cache
 from featcache.store.records import HEADS
 from featcache.training import fit, runs, views
+from featcache.training.facts import facts_of, plain_params
 from featcache.training.fit import Training
 from featcache.training.predictions import Prediction, predict
 from featcache.training.ranking import Configuration
@@ -39,7 +40,7 @@ def refit(cache: Cache, training: Training, chosen: Configuration) -> dict[str, 
         "runs": [record["run"] for record in chosen.records],
     }
     training = replace(training, test=False, subset=None)
-    known = _known(cache, training, fit.plain_params(head), facts)
+    known = _known(cache, training, plain_params(head), facts)
     return known or _train(cache, training, head, facts, pooled(cache, own))
 
 
@@ -91,7 +92,7 @@ def _train(
         with meter.fitting():
             head.fit(table.selection, table.labels, **({"views": drawn} if drawn else {}))
     run = runs.new_id(training.head)
-    whole = fit.facts_of(cache, training, run, head, table, meter.costs(reads="features"))
+    whole = facts_of(cache, training, run, head, table, meter.costs(reads="features"))
     found = [folds] + ([predict(head, val)] if val is not None else [])
     trained = fit.store(cache, runs.folder_of(cache.path, run), {**whole, SPLIT: facts}, head, found)
     return trained.record

@@ -20,6 +20,7 @@ class Member:
     head: Head
     subset: Subset | None = None
     record: dict[str, Any] | None = None
+    run: str = ""  # the id that its run will have, once it is in training
     failure: str | None = None
 
     @property

@@ -16,6 +16,7 @@ from featcache.training.chosen import calibrated_copy, tested
 from featcache.training.curve import Point
 from featcache.training.fit import Training
 from featcache.training.grid import Grid
+from featcache.training.listener import SILENT, Listener
 from featcache.training.members import Member, members_of
 from featcache.training.ranking import Configuration, ranked
 from featcache.training.search import Points, Search
@@ -92,12 +93,13 @@ def sweep(
     asked: Sweep,
     tell: Callable[[News], None] = lambda news: None,
     warn: Callable[[str], None] = lambda text: None,
+    listener: Listener = SILENT,
 ) -> Swept:
     """Train every head of a sweep that has no run yet, store each as a run, and choose the best.
 
     A head is stored as soon as it is done, so that an interrupted sweep goes on where it was. Heads are
     compared by their mean validation accuracy over the seeds, equal ones by their mean log-loss. `tell` hears
-    how far it is, `warn` what makes a head take long, before it does.
+    how far it is, `warn` what makes a head take long, before it does, `listener` of the heads trained.
 
     Raises:
         HeadError: the head or a value cannot be used, or every head failed.
@@ -109,7 +111,7 @@ def sweep(
     search = _search(asked)
     asked = _check(cache, asked)
     total = search.count * asked.seeds * len(asked.subsets())
-    trainer = Trainer(cache, asked.training, asked.memory, total, tell, warn)
+    trainer = Trainer(cache, asked.training, asked.memory, total, tell, warn, listener)
     members: list[Member] = []
     while values := search.ask():
         training = asked.training
@@ -124,6 +126,8 @@ def sweep(
     if points and asked.training.test:
         points = [point.tested(cache) if point.best.best else point for point in points]
         found, best = points[-1].configurations, points[-1].best.best or best
+    if best["test"] is not None or all(best["run"] != member.run for member in members):
+        listener.ends(best["run"], best)  # it has learned more, or was made of others
     failed = sum(member.failure is not None for member in members)
     seconds = time.perf_counter() - begin
     return Swept(found, best, len(members), trainer.found, failed, trainer.together, seconds, points)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from featcache.store.cache import Cache
 from featcache.store.records import HEADS
 from featcache.store.table import Table
 from featcache.training import fit, runs, subsets, views
+from featcache.training.facts import begun, facts_of, plain_params
 from featcache.training.fit import Training
+from featcache.training.listener import SILENT, Listener
 from featcache.training.members import Member, batches, by_subset
 from featcache.training.pace import Pace
 from featcache.training.predictions import Prediction, predict_all
@@ -51,11 +54,12 @@ class Trainer:
         total: int,
         tell: Callable[[News], None] = lambda news: None,
         warn: Callable[[str], None] = lambda text: None,
+        listener: Listener = SILENT,
     ) -> None:
         self.cache, self.memory, self.total = cache, memory, total
         self.training = replace(training, test=False, calibrate=False, subset=None)
         self.found = self.together = 0
-        self._tell_news, self._warn = tell, warn
+        self._tell_news, self._warn, self._listener = tell, warn, listener
         self._members: list[Member] = []
         self._tables: tuple[Table, Table | None] | None = None
         self._pace = Pace()  # its unit is a row seen in an epoch
@@ -83,7 +87,7 @@ class Trainer:
         if self._there is None:
             self._there = list(self._runs_there())
         for member in members:
-            params, subset = fit.plain_params(member.head), subsets.to_record(member.subset)
+            params, subset = plain_params(member.head), subsets.to_record(member.subset)
             same = (r for r in self._there if r["params"] == params and r.get("subset") == subset)
             member.record = next(same, None)
             self.found += member.record is not None
@@ -128,15 +132,31 @@ class Trainer:
             self.together = max(self.together, len(batch))
             self._tell(len(batch))
             told = partial(self._tell_epoch, batch=batch, rows=len(table))
-            with Meter() as meter:
+            with self._heard(batch), Meter() as meter:
                 for finished in fit_together([member.head for member in batch], data, told):
                     for number, error in finished:
                         batch[number].failure = None if error is None else str(error)
+                        if error is not None:
+                            self._listener.breaks(batch[number].run)
                     spent = meter.costs(reads="features", together=len(batch))
                     done = [batch[number] for number, error in finished if error is None]
                     self._store(done, table, val, spent)
             self._pace.finish(_work(batch, len(table)))
             self._tell(0)
+
+    @contextmanager
+    def _heard(self, batch: Sequence[Member]) -> Iterator[None]:
+        """Give members the ids that their runs will have, and tell that they begin, or break."""
+        for member in batch:
+            member.run = runs.new_id(self.training.head)
+            training = replace(self.training, subset=member.subset)
+            self._listener.begins(member.run, begun(self.cache, training, member.head))
+        try:
+            yield
+        finally:
+            for member in batch:
+                if member.record is None and member.failure is None:
+                    self._listener.breaks(member.run)
 
     def _forewarn(self, members: Iterable[Member], table: Table) -> None:
         if not self._warned:
@@ -152,15 +172,17 @@ class Trainer:
             self._store_one(member, table, prediction, own)
 
     def _store_one(self, member: Member, table: Table, prediction: Prediction, spent: Costs) -> None:
-        run = runs.new_id(self.training.head)
         training = replace(self.training, subset=member.subset)
-        facts = fit.facts_of(self.cache, training, run, member.head, table, spent)
-        folder = runs.folder_of(self.cache.path, run)
+        facts = facts_of(self.cache, training, member.run, member.head, table, spent)
+        folder = runs.folder_of(self.cache.path, member.run)
         member.record = fit.store(self.cache, folder, facts, member.head, [prediction]).record
+        self._listener.ends(member.run, member.record)
         self._there = [*(self._there or []), member.record]
         member.head.forget()  # it is on disk; many heads' weights need not stay in memory
 
     def _tell_epoch(self, report: EpochOfMany, batch: Sequence[Member], rows: int) -> None:
+        for number, row in report.rows.items():
+            self._listener.epoch(batch[number].run, row)
         known = [m.epochs if m.record else m.epochs_of(report.epoch) for m in batch]
         self._tell(min(report.alive, len(batch)), report.best_accuracy, rows * sum(known))
 

@@ -105,7 +105,7 @@ def run(made: Cache, data: Dataset, **options: object) -> int:
 def check(made: Cache, truth: dict[str, tuple[NDArray[np.float32], int]]) -> None:
     """Compare every row of the cache with the truth."""
     seen: set[str] = set()
-    for split in ("train", "test"):
+    for split in made.plan.counts():
         table = made.table(split, val_fraction=0)
         for name, row, label in zip(table.ids, table.X, table.y.tolist(), strict=True):
             expected, number = truth[name]

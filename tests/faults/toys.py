@@ -14,7 +14,7 @@ from featcache.heads.catalogue import create
 from featcache.store import records
 from featcache.store.cache import Cache
 from featcache.training import runs
-from featcache.training.fit import context_of
+from featcache.training.facts import context_of
 from tests.kit_caches import empty_cache, features
 
 COUNTS = {"train": 12, "val": 4, "test": 6}

@@ -1,0 +1,1 @@
+"""Runs where people already look while they train: TensorBoard and MLflow."""

@@ -10,6 +10,7 @@ import click
 from featcache.commands import options
 from featcache.commands.output import duration, one_line, say, show, show_json, show_table, size
 from featcache.errors import FeatcacheError
+from featcache.store import keeping
 
 
 @click.command(short_help="List the caches, or the data sets known by name.")
@@ -28,7 +29,7 @@ def ls(datasets: bool, features_dir: Path, as_json: bool) -> None:
         show_json({"caches": found})
         return
     if not found:
-        say(f"No caches in {features_dir}. Make one with: featcache extract --backbone vgg16")
+        say(f"No caches in {keeping.shown(features_dir)}. Make one with: featcache extract --backbone vgg16")
         return
     rows = [[row["cache"], row["rows"], row["columns"], row["size"], row["state"]] for row in found]
     show_table(["cache", "rows", "columns", "size", "state"], rows, right=["rows", "columns", "size"])
@@ -130,7 +131,7 @@ def _facts(cache: Any, features_dir: Path) -> dict[str, Any]:
 
     commits = cache.commits()
     return {
-        "cache": str(cache.path),
+        "cache": keeping.shown(cache.path),
         "fingerprint": cache.key,
         "sealed": cache.sealed() is not None,
         "recipe": cache.record["recipe"],

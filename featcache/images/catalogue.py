@@ -12,13 +12,14 @@ from featcache.images.digits import DigitsSource
 from featcache.images.folder import FolderSource
 from featcache.images.official import OfficialSource
 from featcache.images.torchvision_sets import SETS
+from featcache.objects import is_url
 
 if TYPE_CHECKING:
     from featcache.images.source import Source
 
 _OWN = (
     ("digits", "1 797 handwritten digits, grey, 8 x 8; comes with scikit-learn, offline"),
-    ("folder:DIR", "your images: DIR/{train,val,test}/<class>/… or DIR/<class>/…"),
+    ("folder:DIR", "your images: DIR/{train,val,test}/<class>/… or DIR/<class>/…; or folder:s3://…"),
     ("csv:FILE", "your images: a CSV file with the columns path,label[,split]"),
 )
 
@@ -28,7 +29,9 @@ def known() -> tuple[tuple[str, str], ...]:
     return (*((name, entry.about) for name, entry in SETS.items()), *_OWN)
 
 
-def open_source(spec: str, data_dir: Path, download: bool = True, exclude: Sequence[Path] = ()) -> Source:
+def open_source(
+    spec: str, data_dir: Path, download: bool = True, exclude: Sequence[Path | str] = ()
+) -> Source:
     """Return the source a text names; named data sets are kept in `data_dir` and downloaded there if allowed.
 
     Nothing is downloaded or read before the source is opened. Of a folder of images the folders `exclude`
@@ -38,9 +41,17 @@ def open_source(spec: str, data_dir: Path, download: bool = True, exclude: Seque
         DatasetError: no such data set is known, or the folder or file does not exist.
     """
     kind, _, path = spec.partition(":")
+    if kind == "folder" and is_url(path):
+        from featcache.images.remote import RemoteSource
+
+        return RemoteSource(path, exclude)
     if kind == "folder" and ":" in spec:
-        return FolderSource(path, exclude)
+        return FolderSource(path.removeprefix("file://"), exclude)
     if kind == "csv" and ":" in spec:
+        if is_url(path):
+            raise DatasetError(
+                f"csv: reads a file of this machine, and {path} is an object.", "Use folder:s3://…."
+            )
         return CsvSource(path)
     if spec == "digits":
         return DigitsSource()

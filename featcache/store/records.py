@@ -21,7 +21,7 @@ from typing import Any
 from featcache import limits
 from featcache.errors import CacheError, DamagedError
 from featcache.recipe import canonical_json, check_format, sha256_of
-from featcache.store import expected
+from featcache.store import expected, keeping
 
 RECIPE = "recipe.json"
 PLAN = "plan.npz"
@@ -70,6 +70,10 @@ def read(path: Path) -> dict[str, Any]:
         FormatError: the record is of an unknown format.
         FileNotFoundError: there is no such file.
     """
+    return keeping.undamaged(path, lambda: _read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     data = read_regular(path, limits.RECORD_BYTES())
     try:
         record = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_object)
@@ -113,6 +117,7 @@ def read_regular(path: Path, limit: int) -> bytes:
 @contextlib.contextmanager
 def open_regular(path: Path, limit: int) -> Iterator[io.FileIO]:
     """Open what `read_regular` reads, for as long as it is wanted; it raises the same."""
+    keeping.bring(path)
     try:
         descriptor = os.open(path, _READ_FLAGS)
         with open(descriptor, "rb", buffering=0) as file:
@@ -144,7 +149,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"{path} is damaged: {why}.", _mend(path))
+    return DamagedError(f"{keeping.shown(path)} is damaged: {why}.", _mend(path))
 
 
 def _mend(path: Path) -> str:
@@ -208,6 +213,8 @@ def read_commits(folder: Path, key: str) -> Iterator[Commit]:
     Raises:
         DamagedError: one is damaged or belongs to another cache.
     """
+    if (far := keeping.far_of(folder)) is not None:
+        far.refresh_commits(folder)
     for path in sorted((folder / COMMITS).glob("*.json")):
         commit = read_commit(path)
         if commit.key != key:
@@ -281,6 +288,11 @@ def check_size(folder: Path, commit: Commit) -> Path:
         DamagedError: it is missing or not of that size.
     """
     path = folder / SHARDS / commit.file
+    if (far := keeping.far_of(folder)) is not None:
+        if (size := far.size(path)) != commit.size:
+            found = "the shard is missing" if size is None else f"it has {size} bytes"
+            raise _damaged(path, f"{found}, {commit.size} were committed")
+        return path
     try:
         facts = path.lstat()
     except FileNotFoundError:

@@ -1,0 +1,276 @@
+"""Where what belongs to a features folder is kept: on this machine alone, or in an object store behind it.
+
+Everything that is part of a cache or a run is written and found through here. A folder of this machine is
+what it says. One that mirrors an object store (`featcache.store.mirror`) is told from it by a file in it, so
+that every process that is given a path in it, whoever starts it, writes to the store too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from featcache import atomic
+from featcache.errors import CacheError, DamagedError, OptionError
+from featcache.objects import is_url
+
+T = TypeVar("T")
+FOLDER = ".featcache"  # of a features folder: what may be forgotten
+MARK = "remote.json"  # in a mirror's .featcache: what it mirrors
+RUNS_CHANGED = "runs-changed"  # there too, an empty file: the ledger, an index, is to be made anew
+_DEPTH = 6  # of a features folder's own files: <cache>/heads/<run>/checkpoints/<file>, and the folder itself
+_A_URL_ONCE = re.compile(r"(s3a?|gc?s|az|abfss?|memory):/[^/]")
+
+
+class Far(Protocol):
+    """What is behind a mirrored features folder. Paths are those of the mirror."""
+
+    @property
+    def url(self) -> str:
+        """Where it is."""
+        ...
+
+    def keeps(self, path: Path) -> bool:
+        """Return whether a file is part of what is mirrored; others stay on this machine."""
+        ...
+
+    def write(self, path: Path, data: bytes | Sequence[memoryview]) -> None:
+        """Write a file there and here."""
+        ...
+
+    def publish_once(self, path: Path, data: bytes) -> bool:
+        """Write a file that must not exist there yet; return whether ours is the one that is there now."""
+        ...
+
+    def remove(self, path: Path) -> None:
+        """Remove a file there and here."""
+        ...
+
+    def bring(self, path: Path, again: bool) -> bool:
+        """Fetch a file that is not here yet, or once more; return whether it was fetched."""
+        ...
+
+    def bring_all(self, paths: Iterable[Path]) -> None:
+        """Fetch those of some files that are not here yet, several at once."""
+        ...
+
+    def there(self, path: Path) -> bool:
+        """Return whether there is such a file."""
+        ...
+
+    def size(self, path: Path) -> int | None:
+        """Return the size of a file there, None where there is none."""
+        ...
+
+    def refresh_commits(self, cache: Path) -> None:
+        """Make a cache's commit records here those that are there."""
+        ...
+
+    def several(self) -> bool:
+        """Return whether several processes may write there at once."""
+        ...
+
+    def admit(self, cache: Path) -> bool:
+        """Return whether only one process may write into a cache, and it is this one; see `sharing.admit`."""
+        ...
+
+    def release(self, cache: Path) -> None:
+        """Let others write, where only this process might."""
+        ...
+
+    def claim(self, path: Path) -> bool | None:
+        """Claim a shard for this process; None where claims are made on this machine."""
+        ...
+
+    def forget_claims(self, cache: Path) -> None:
+        """Remove all claims on a cache's shards."""
+        ...
+
+
+_mirrors: dict[Path, Far] = {}
+_plain: set[Path] = set()  # folders that have been looked at and mirror nothing
+
+
+def local(features_dir: str | os.PathLike[str], mirrors: Path | None = None) -> Path:
+    """Return the folder of this machine to work in for a features folder that may be a URL.
+
+    Args:
+        features_dir: a path, or a URL such as s3://bucket/features, which is mirrored.
+        mirrors: where mirrors are; None: see `featcache.store.opening.place_of`.
+
+    Raises:
+        OptionError: a URL was made a path, which loses a slash.
+        CacheError: the store does not answer, refuses, or its library is not installed.
+    """
+    text = os.fspath(features_dir)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    if not is_url(text):
+        if _A_URL_ONCE.match(text):
+            raise OptionError(f"{text} was a URL before it became a path.", "Give it as a text.")
+        return Path(text)
+    from featcache.store.opening import open_mirror
+
+    return open_mirror(text, mirrors)
+
+
+def register(root: Path, far: Far | None) -> None:
+    """Take note that a folder mirrors something, or, with None, that it does no more."""
+    _plain.clear()
+    if far is None:
+        _mirrors.pop(root, None)
+    else:
+        _mirrors[root] = far
+
+
+def far_of(path: Path) -> Far | None:
+    """Return what is behind a features folder or any path in it, None for a folder of this machine.
+
+    Raises:
+        CacheError: it mirrors an object store, which does not answer or refuses.
+    """
+    places = (path, *path.parents)[:_DEPTH]
+    for place in places:
+        if place in _mirrors:
+            return _mirrors[place]
+    for place in places:
+        if place not in _plain:
+            mark = place / FOLDER / MARK
+            if mark.is_file():
+                from featcache.store.opening import open_again
+
+                return open_again(place)
+            _plain.add(place)
+    return None
+
+
+def kept_by(path: Path) -> Far | None:
+    """Return what is behind a features folder if a file of it belongs there too."""
+    far = far_of(path.parent)
+    return far if far is not None and far.keeps(path) else None
+
+
+def shown(path: Path) -> str:
+    """Return a path as people are told it: of a mirror the URL."""
+    for place in (path, *path.parents)[:_DEPTH]:
+        if place in _mirrors:
+            below = path.relative_to(place).as_posix()
+            return _mirrors[place].url if below == "." else f"{_mirrors[place].url}/{below}"
+    return str(path)
+
+
+def below(features_dir: Path, name: str) -> str:
+    """Return a name as it is looked for in a features folder: of a URL that leads into it, the rest."""
+    return name.removeprefix(f"{shown(features_dir)}/") if is_url(name) else name
+
+
+def write(path: Path, data: bytes | Sequence[memoryview], settled: bool = True) -> None:
+    """Write a file of a features folder whole, replacing what is there; see `atomic.write`.
+
+    Raises:
+        SpaceError, CacheError: it cannot be written.
+    """
+    far = kept_by(path)
+    if far is None:
+        atomic.write(path, data, settled)
+    else:
+        far.write(path, data)
+
+
+def publish_once(path: Path, data: bytes, alone: bool = False) -> bool:
+    """Write a file that must not exist yet; return whether ours is the one there; see `atomic.publish_once`.
+
+    Raises:
+        SpaceError, CacheError: it cannot be written.
+    """
+    far = kept_by(path)
+    return atomic.publish_once(path, data, alone) if far is None else far.publish_once(path, data)
+
+
+def remove(path: Path) -> None:
+    """Remove a file of a features folder; one that is not there is fine.
+
+    Raises:
+        CacheError: it cannot be removed.
+    """
+    far = kept_by(path)
+    if far is None:
+        atomic.remove(path)
+    else:
+        far.remove(path)
+
+
+def there(path: Path) -> bool:
+    """Return whether a file is in a features folder, on this machine or behind it."""
+    far = kept_by(path)
+    return path.exists() if far is None else far.there(path)
+
+
+def bring(path: Path, again: bool = False) -> bool:
+    """Fetch a file that is behind a features folder; return whether that was done.
+
+    A file that is here is fetched only with `again`. Of a folder that mirrors nothing there is nothing to do.
+    """
+    far = kept_by(path)
+    return far is not None and far.bring(path, again)
+
+
+def undamaged(path: Path, read: Callable[[], T]) -> T:
+    """Return what is read from a file; of a copy that is found damaged, what is read from a new one.
+
+    Raises:
+        DamagedError, and others: as `read`.
+    """
+    try:
+        return read()
+    except DamagedError:
+        if not bring(path, again=True):
+            raise
+    return read()
+
+
+def bring_all(paths: Sequence[Path]) -> None:
+    """Fetch those of some files of one cache that are not here yet, several at once."""
+    far = kept_by(paths[0]) if paths else None
+    if far is not None:
+        far.bring_all(paths)
+
+
+def refuse_remote(features_dir: Path, what: str, hint: str) -> None:
+    """Refuse what is not done on object storage.
+
+    Raises:
+        OptionError: the features folder mirrors an object store.
+    """
+    far = far_of(features_dir)
+    if far is not None:
+        raise OptionError(f"{what} does not work on object storage: {far.url}.", hint)
+
+
+def runs_changed(features_dir: Path) -> bool:
+    """Return, once, whether runs came or went behind a features folder since the ledger was made."""
+    try:
+        (features_dir / FOLDER / RUNS_CHANGED).unlink()
+    except OSError:
+        return False
+    return True
+
+
+def mirrored(root: Path) -> dict[str, str]:
+    """Return what a mirror's mark says: `url` and `server`.
+
+    Raises:
+        CacheError: it cannot be read.
+    """
+    path = root / FOLDER / MARK
+    try:
+        said = json.loads(path.read_text())
+        return {"url": str(said["url"]), "server": str(said["server"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CacheError(
+            f"{path} cannot be read, which says what {root} mirrors ({error}).", "Remove that folder."
+        ) from error

@@ -36,7 +36,7 @@ def ls(datasets: bool, features_dir: Path, as_json: bool) -> None:
 
 
 def _line(path: Path) -> dict[str, Any]:
-    from featcache.store import records
+    from featcache.store import records, sealed
 
     row: dict[str, Any] = {
         "cache": path.name,
@@ -51,7 +51,7 @@ def _line(path: Path) -> dict[str, Any]:
         row["columns"] = " + ".join(str(width) for width in record["columns"].values())
         if views := record["recipe"].get("views"):
             row["columns"] += f" × {views['count']} views"
-        seal = records.check_sealed(path, record["key"])
+        seal = sealed.check_sealed(path, record["key"])
         if seal is None:
             done = sum(commit.rows for commit in records.read_commits(path, record["key"]))
             row["state"] = f"{done} of {row['rows']} rows"

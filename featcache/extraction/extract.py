@@ -16,7 +16,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
-from featcache.store import keeping, records
+from featcache.store import keeping, records, sealed
 from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _extract(job: Job, settings: Settings, begin: float, progress: Progress, not
 
     features_dir = settings.features_dir
     existing = folder_with_key(features_dir, job.key)
-    seal = None if existing is None else records.check_sealed(existing, job.key)
+    seal = None if existing is None else sealed.check_sealed(existing, job.key)
     if existing is not None and seal is not None:
         return _found(existing, seal, begin)
     if existing is None:

@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from featcache import atomic, limits
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, keeping, layout, plan_file, publishing, quantised, records, shard, sharing
+from featcache.store import (
+    claims,
+    keeping,
+    layout,
+    plan_file,
+    publishing,
+    quantised,
+    records,
+    sealed,
+    shard,
+    sharing,
+)
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -199,7 +210,7 @@ class Cache:
         Raises:
             DamagedError: a shard or record is missing or not the sealed one.
         """
-        return records.check_sealed(self.path, self.key)
+        return sealed.check_sealed(self.path, self.key)
 
     def bad_images(self) -> list[tuple[str, str]]:
         """Return (id, reason) of every image that could not be read, in the order of the plan."""
@@ -214,7 +225,7 @@ class Cache:
         Raises:
             DamagedError: it is missing or differs from what was committed.
         """
-        path = records.check_size(self.path, commit)
+        path = sealed.check_size(self.path, commit)
         try:
             found = shard.hash_brought(path, commit.xxh3_128, afresh)
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featcache.errors import DamagedError
-from featcache.store import keeping, plan_file, records
+from featcache.store import keeping, plan_file, records, sealed
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan, ShardPlan
 
@@ -26,7 +26,7 @@ def discard_damaged_records(cache: Cache) -> None:
             keeping.remove(path)
             keeping.remove(cache.path / records.SEAL)
     try:
-        records.check_sealed(cache.path, cache.key)
+        sealed.check_sealed(cache.path, cache.key)
     except DamagedError:
         keeping.remove(cache.path / records.SEAL)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import DatasetError, unknown
-from featcache.images.csv_file import CsvSource
+from featcache.images.csv_file import ANYWHERE, CsvSource
 from featcache.images.digits import DigitsSource
 from featcache.images.folder import FolderSource
 from featcache.images.official import OfficialSource
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 _OWN = (
     ("digits", "1 797 handwritten digits, grey, 8 x 8; comes with scikit-learn, offline"),
     ("folder:DIR", "your images: DIR/{train,val,test}/<class>/… or DIR/<class>/…; or folder:s3://…"),
-    ("csv:FILE", "your images: a CSV file with the columns path,label[,split]"),
+    ("csv:FILE", "your images: a CSV file with the columns path,label[,split], all below its folder"),
+    (f"{ANYWHERE}:FILE", "the same, of a file that you trust: its paths may lead anywhere"),
 )
 
 
@@ -47,12 +48,12 @@ def open_source(
         return RemoteSource(path, exclude)
     if kind == "folder" and ":" in spec:
         return FolderSource(path.removeprefix("file://"), exclude)
-    if kind == "csv" and ":" in spec:
+    if kind in ("csv", ANYWHERE) and ":" in spec:
         if is_url(path):
             raise DatasetError(
-                f"csv: reads a file of this machine, and {path} is an object.", "Use folder:s3://…."
+                f"{kind}: reads a file of this machine, and {path} is an object.", "Use folder:s3://…."
             )
-        return CsvSource(path)
+        return CsvSource(path, anywhere=kind == ANYWHERE)
     if spec == "digits":
         return DigitsSource()
     if spec in SETS:

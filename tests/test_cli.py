@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from featcache.commands.json_keys import KEYS, METRICS
+from featcache.commands.json_keys import KEYS
+from featcache.commands.json_parts import METRICS
 from featcache.commands.reference import reference
 from featcache.commands.root import COMMANDS, root, run
 from featcache.store.cache import Cache

@@ -41,7 +41,9 @@ def _predicted(
     order = np.arange(len(rows)) if order is None else order
     facts = {"run": name, "head": name.split("-")[0], "cache": cache.name, "epochs": None, "val": None}
     facts |= {"params": {}, "split": SPLIT, "node": cache.nodes[0]}
-    facts |= {"test": None, split: {"accuracy": float(right.mean())}}
+    measures = dict.fromkeys(("accuracy", "top5", "macro_f1", "log_loss", "ece"), float(right.mean()))
+    facts |= {"test": None, split: {**measures, "worst_class": {"class": "ape", "f1": 0.5}}}
+    facts |= {"best_epoch": None, "fit_seconds": 0.5, "notes": []}
     folder = runs.folder_of(cache.path, name)
     runs.write_run(folder, facts, b"", [], {f"{split}/{key}": array[order] for key, array in arrays.items()})
     return folder

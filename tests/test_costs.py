@@ -156,7 +156,7 @@ def test_gpu_memory_is_the_sum_over_the_devices(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_every_cost_is_in_the_ledger_in_json_and_in_the_report() -> None:
-    from featcache.commands.json_keys import COSTS
+    from featcache.commands.json_parts import COSTS
     from featcache.reporting.tables import COLUMNS as SHOWN
     from featcache.training.columns import COLUMNS
 

@@ -379,7 +379,7 @@ def test_a_cache_that_could_not_read_an_image_is_no_copy_of_one_that_could(
 
     first, real = extract(request_, settings), decoding.decode
     picture(photos / "train" / "bee" / "new.png", 1)
-    monkeypatch.setattr("featcache.extraction.extract.compute", _without_siblings)
+    monkeypatch.setattr("featcache.extraction.engines.compute", _without_siblings)
     victim = (photos / "train" / "bee" / "004.png").read_bytes()
 
     def decode(data: Any, most: int) -> Any:

@@ -118,13 +118,18 @@ def test_a_damaged_run_is_left_out_and_named_unless_it_was_asked_for(tmp_path: P
 def test_a_stranger_s_metrics_are_checked(tmp_path: Path) -> None:
     cache = separable_cache(tmp_path)
     good, strange = run_of(cache), run_of(cache, "knn")
-    test = runs.read_run(strange)["test"]
+    test, whole = runs.read_run(strange)["test"], (strange / runs.RUN).read_bytes()
     for wrong in ({"worst_class": "ape"}, {"worst_class": None}, {"ece": "small"}, {"top5": True}):
         _change(strange, test={**test, **wrong})
         found = gather([good, strange])
         assert [entry.folder for entry in found.entries] == [good]
-        assert f"metrics of {strange.name} on test are not whole" in found.left_out[0]
-    _change(strange, test=test, subset="all of them", notes=["<b>", 3], created=None, versions=None)
+        assert f"{strange.name}: " in found.left_out[0] and "its field 'test' is" in found.left_out[0]
+        (strange / runs.RUN).write_bytes(whole)
+    for wrong in ({"subset": "all of them"}, {"notes": ["<b>", 3]}):
+        _change(strange, **wrong)
+        assert [entry.folder for entry in gather([good, strange]).entries] == [good]
+        (strange / runs.RUN).write_bytes(whole)
+    _change(strange, notes=["<b>"], created=None, versions=None)
     assert len(gather([good, strange]).entries) == 2
 
 

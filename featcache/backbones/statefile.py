@@ -24,6 +24,7 @@ TRAINING_ONLY = ("aux1.", "aux2.", "AuxLogits.")  # heads of GoogLeNet and Incep
 SHOWN = 3
 # A checkpoint may hold an optimiser's two moments and an average beside the weights, and no more.
 UNPACKED_SPARE = 16 << 20  # bytes, beside `limits.WEIGHTS_TIMES`
+_PLAIN = (torch.strided, torch.sparse_coo)  # the second is refused by name where tensors are compared
 
 # Official files are older than the code: DenseNet's "norm.1" is "norm1" now, a ViT's "linear_1" is "0".
 RENAMES = (
@@ -115,6 +116,11 @@ def _tensors(path: Path, content: object) -> State:
             raise WeightsError(
                 f"{path} holds {type(value).__name__} under {str(key)!r} where a tensor was expected.",
                 f"Save network.state_dict(), or put it under {NESTED[0]!r}.",
+            )
+        if value.is_nested or value.device.type != "cpu" or value.layout not in _PLAIN:
+            raise WeightsError(
+                f"{path} holds a tensor under {key!r} that is not stored number by number.",
+                "Save network.state_dict() of a network on the CPU, with dense tensors.",
             )
     return dict(content)
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from featcache.commands import options
-from featcache.commands.output import duration, say, show, show_json, show_table, size
+from featcache.commands.output import duration, one_line, say, show, show_json, show_table, size
 from featcache.errors import FeatcacheError
 from featcache.store import keeping
 
@@ -89,7 +89,7 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
         return
     show(f"{facts['cache']}\n")
     for name, value in _flat(facts["recipe"]):
-        show(f"  {name:<26} {value}")
+        show(f"  {one_line(name):<26} {one_line(value)}")
     show(f"\n  {'rows':<26} " + ", ".join(f"{split} {count}" for split, count in facts["rows"].items()))
     show(f"  {'columns':<26} " + ", ".join(f"{node} {width}" for node, width in facts["nodes"].items()))
     show(
@@ -97,7 +97,7 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
         + ("" if facts["sealed"] else ", unfinished")
     )
     show(
-        f"  {'classes':<26} {len(facts['classes'])}: {', '.join(facts['classes'][:12])}"
+        f"  {'classes':<26} {len(facts['classes'])}: {one_line(', '.join(facts['classes'][:12]))}"
         + (" …" if len(facts["classes"]) > 12 else "")
     )
     ignored, bad = facts["ignored"], facts["bad_images"]
@@ -108,7 +108,7 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
         if listed:
             show(f"\n  {label}: {count}")
             for each in listed[:20]:
-                show(f"    {each if isinstance(each, str) else each['id'] + ': ' + each['reason']}")
+                show(f"    {one_line(each if isinstance(each, str) else each['id'] + ': ' + each['reason'])}")
             if count > 20:
                 show(f"    and {count - 20} more (--json names more)")
     for each in facts["extractions"]:

@@ -24,6 +24,11 @@ def clean(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return text that is safe on a terminal and stays in its line: a name may hold line ends too."""
+    return clean(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
 _drawing: list[Console] = []  # the console that draws progress bars now, if any
 
 
@@ -48,7 +53,7 @@ def show_json(value: Mapping[str, Any]) -> None:
 
 def show_table(columns: Sequence[str], rows: Sequence[Sequence[object]], right: Sequence[str] = ()) -> None:
     """Write a plain table to stdout: columns aligned, `right` ones to the right, nothing cut off."""
-    text = [[clean(_cell(value)) for value in row] for row in rows]
+    text = [[one_line(_cell(value)) for value in row] for row in rows]
     widths = [max(len(name), *(len(row[i]) for row in text), 0) for i, name in enumerate(columns)]
     for row in [list(columns), ["─" * width for width in widths], *text]:
         cells = [

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from featcache.commands.json_keys import COSTS, KEYS, METRICS
+from featcache.commands.json_keys import KEYS
+from featcache.commands.json_parts import COSTS, METRICS
 from featcache.commands.root import root
 
 _HEAD = """# Command line

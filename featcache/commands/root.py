@@ -36,8 +36,9 @@ COMMANDS = {
 }
 
 
-# What torch says where the system gives no memory; the last is oneDNN's, which cannot get its buffers then.
-_NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive")
+# What torch says where the system gives no memory; the third is oneDNN's, which cannot get its buffers then,
+# the last Python's, for which there is no room for a thread's stack.
+_NO_MEMORY = ("can't allocate memory", "bad_alloc", "could not create a primitive", "can't start new thread")
 _UNSAID = ("without exception set", "without setting an exception")  # by Python, where memory ended unsaid
 
 _AFTER_A_STOP = {

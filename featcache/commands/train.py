@@ -231,7 +231,7 @@ def show_run(record: dict[str, Any]) -> None:
         show_table(columns, rows, right=columns[1:6])
     if calibration := record.get("calibration"):
         show(f"\n{_calibration(calibration)}")
-    epochs = f" · {record['epochs']} epochs, best {record['best_epoch']}" if record["epochs"] else ""
+    epochs = f" · {record['epochs']} epochs, best {record.get('best_epoch')}" if record.get("epochs") else ""
     views = f" · views: {v['mode']}, of {v['count']}" if (v := record.get("views")) else ""
     show(f"\nrun {record['run']} · fit {duration(record['fit_seconds'])}{epochs}{views}")
     for note in record["notes"]:

@@ -21,7 +21,7 @@ from featcache.errors import CacheError, FeatcacheError
 from featcache.extraction.request import Request, versions
 from featcache.images.source import Source
 from featcache.recipe import FORMAT, sha256_of
-from featcache.store import records
+from featcache.store import expected, records
 from featcache.store.recent import FOLDER
 
 # A file changed twice within the clock's grain keeps its times; what changed this recently is not remembered.
@@ -96,7 +96,7 @@ def recall(features_dir: Path, request_id: str) -> tuple[Path, dict[str, Any]] |
         unchanged = file_states(Path(state[0]) for state in record["weights"]) == record["weights"]
         if not unchanged or records.read_recipe(cache)["key"] != record["key"]:
             return None
-    except (OSError, KeyError, FeatcacheError):
+    except (OSError, KeyError, TypeError, IndexError, ValueError, FeatcacheError):
         return None
     seal = records.check_sealed(cache, record["key"])
     return None if seal is None else (cache, seal)
@@ -115,7 +115,7 @@ def extractions(features_dir: Path, cache: str) -> list[dict[str, Any]]:
     found = []
     for path in sorted((features_dir / FOLDER / "extractions" / cache).glob("*.json")):
         try:
-            found.append(records.read(path))
+            found.append(records.read_as(path, expected.EXTRACTION))
         except (OSError, FeatcacheError):
             continue
     return found

@@ -117,8 +117,18 @@ class Request:
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Request:
-        """Rebuild a request from `to_dict`."""
-        return cls(**{**plain, "layers": tuple(plain["layers"])})
+        """Rebuild a request from `to_dict`.
+
+        Raises:
+            OptionError: these are not its values; a record may come from anyone.
+        """
+        try:
+            return cls(**{**plain, "layers": tuple(plain["layers"])})
+        except (TypeError, KeyError) as error:
+            raise OptionError(
+                f"The record does not say how its features were made ({type(error).__name__}: {error}).",
+                "Extract again; what is there of the cache stays.",
+            ) from error
 
 
 _OF_VIEWS = ("views", "augment", "view_seed", "views_of")

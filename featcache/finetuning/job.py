@@ -170,7 +170,7 @@ def _from_run(asked: Finetuning, dataset: Dataset, plan: Plan, start: Start, pro
         recipe.backbone, 3, recipe.preprocess.crop, len(dataset.classes), node.name, node.pool,
         layers.sizes, layers.standardizes, layers.temperature,
     )  # fmt: skip
-    where = start.weights or str(start.cache.record["request"]["weights"])
+    where = start.weights or str(start.cache.record["request"].get("weights", "DEFAULT"))
     network = weights.network_of(
         recipe, where, start.cache.name, lambda done, total: progress("weights", done, total)
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -186,7 +187,11 @@ def _meta(data: bytes) -> dict[str, Any]:
 
 def _read(path: Path, header_only: bool = False) -> bytes:
     try:
-        with path.open("rb") as file:
+        # A pipe must not hold us up.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with open(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise HeadError(f"The head {path} is no regular file.")
             start = file.read(8)
             size = int.from_bytes(start, "little")
             if header_only:

@@ -65,7 +65,7 @@ class Predictor:
             classes=cache.classes,
         )
         self._codes = _codes(self.head, self.classes)
-        where = weights or str(cache.record["request"]["weights"])
+        where = weights or str(cache.record["request"].get("weights", "DEFAULT"))
         self._network = weight_files.network_of(cache.recipe, where, cache.name, progress)
         nodes = tuple(each for each in self.recipe.nodes if each.name == node)
         self.extractor = Extractor(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featcache import atomic
+from featcache import atomic, limits
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
 from featcache.store import claims, keeping, layout, plan_file, publishing, quantised, records, shard, sharing
@@ -183,7 +183,7 @@ class Cache:
         }
         data = records.to_bytes(seal)
         path = self.path / records.SEAL
-        if not path.exists() or path.read_bytes() != data:
+        if not path.exists() or records.read_regular(path, limits.RECORD_BYTES()) != data:
             keeping.write(path, data)
         else:
             atomic.settle(self.path)  # written by another process, perhaps a moment ago

@@ -8,10 +8,11 @@ import os
 from pathlib import Path
 
 from featcache import atomic
-from featcache.errors import CacheError
+from featcache.errors import CacheError, FeatcacheError
 from featcache.store import records
 from featcache.store.keeping import FOLDER as FOLDER
 
+_MOST = 10_000  # bytes of a name
 USED = "used"  # an empty file for each cache, whose time says when it was used
 
 
@@ -37,8 +38,8 @@ def _touch(path: Path) -> None:
 def last_used(features_dir: Path) -> str | None:
     """Return the name of the cache used last, None if there is none or it is gone."""
     try:
-        name = json.loads((features_dir / FOLDER / "last.json").read_text())["cache"]
-    except (OSError, ValueError, KeyError, TypeError):
+        name = json.loads(records.read_regular(features_dir / FOLDER / "last.json", _MOST))["cache"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, FeatcacheError):
         return None
     there = isinstance(name, str) and (features_dir / Path(name).name / records.RECIPE).is_file()
     return name if there else None

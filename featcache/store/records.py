@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
 def _read(path: Path) -> dict[str, Any]:
     data = read_regular(path, limits.RECORD_BYTES())
     try:
-        record = json.loads(data, parse_constant=_refuse_constant)
+        record = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_object)
         if not isinstance(record, dict):
             raise ValueError("it is no object")
         claimed, found = record.pop("sha256", None), sha256_of(record)
@@ -135,6 +135,13 @@ def open_regular(path: Path, limit: int) -> Iterator[io.FileIO]:
         raise CacheError(
             f"Cannot read {path}: {error.strerror or error}.", "Check its permissions and the disk."
         ) from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):  # readers would differ in which of the two holds
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 def _refuse_constant(name: str) -> None:
@@ -235,7 +242,7 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         raise CacheError(
             f"No cache in {folder}: {RECIPE} is missing.", "featcache ls lists the caches."
         ) from error
-    for name in (SHARDS, COMMITS):
+    for name in (SHARDS, COMMITS, HEADS):
         if (folder / name).is_symlink():
             raise _damaged(folder / name, "it is a link to elsewhere")
     if record["key"] != cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"]):
@@ -281,17 +288,12 @@ def check_size(folder: Path, commit: Commit) -> Path:
         DamagedError: it is missing or not of that size.
     """
     path = folder / SHARDS / commit.file
-    if (far := keeping.far_of(folder)) is not None:
-        if (size := far.size(path)) != commit.size:
-            found = "the shard is missing" if size is None else f"it has {size} bytes"
-            raise _damaged(path, f"{found}, {commit.size} were committed")
-        return path
     try:
-        facts = path.lstat()
-    except FileNotFoundError:
-        raise _damaged(path, "the shard is missing") from None
+        size = keeping.size_of(path)
     except OSError as error:
         raise _damaged(path, f"it cannot be looked at ({error.strerror})") from error
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size != commit.size:
-        raise _damaged(path, f"it has {facts.st_size} bytes, {commit.size} were committed")
+    if size is None:
+        raise _damaged(path, "the shard is missing")
+    if size != commit.size:
+        raise _damaged(path, f"it has {size} bytes, {commit.size} were committed")
     return path

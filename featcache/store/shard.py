@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ class Block:
     @property
     def nbytes(self) -> int:
         """The array's size in bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize  # of any size: a stranger's may overflow
 
     def map(self) -> NDArray[np.generic]:
         """Map the array, read-only."""
@@ -173,7 +174,9 @@ def _block(file: h5py.File, name: str, path: Path, size: int, shape: tuple[int, 
     if not isinstance(parent.get(leaf, getlink=True), h5py.HardLink):
         raise _damaged(path, f"{name!r} is a link to elsewhere")
     data = parent[leaf]
-    if not isinstance(data, h5py.Dataset) or data.shape != shape or data.dtype != np.dtype(dtype):
+    known = h5py.h5t.py_create(np.dtype(dtype))
+    # The type itself: h5py takes bits, and floats of another layout, for numbers of the same size.
+    if not isinstance(data, h5py.Dataset) or data.shape != shape or data.id.get_type() != known:
         raise _damaged(path, f"{name!r} is not {dtype} {shape}")
     layout = data.id.get_create_plist()
     offset = data.id.get_offset()

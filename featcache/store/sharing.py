@@ -15,12 +15,13 @@ import threading
 from pathlib import Path
 
 from featcache import atomic
-from featcache.errors import CacheError
-from featcache.store import keeping
+from featcache.errors import CacheError, DamagedError
+from featcache.store import keeping, records
 from featcache.store.recent import FOLDER
 
 MARK = "writer"  # in the cache, where only one process may write: who it is, as a temporary's name
 KNOWN = "one-writer.txt"  # in the features folder's .featcache: why, as featcache doctor found out
+_MOST = 10_000  # bytes of either
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 _found: dict[tuple[str, int], str] = {}  # features folder and its device → why not several, "" where they may
@@ -54,8 +55,8 @@ def why_not_several(folder: Path) -> str:
     Args:
         folder: a cache's, or any other right below that of the features.
     """
-    with contextlib.suppress(OSError, UnicodeDecodeError):
-        return (folder.parent / FOLDER / KNOWN).read_text()[:300].strip() or "featcache doctor found it so"
+    with contextlib.suppress(OSError, CacheError):
+        return _said(folder.parent / FOLDER / KNOWN)[:300].strip() or "featcache doctor found it so"
     first, second = folder / atomic.own_name(), folder / atomic.own_name()
     try:
         os.close(os.open(first, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
@@ -110,15 +111,23 @@ def _hold(cache: Path, why: str) -> None:
 def _free(mark: Path, why: str) -> None:
     """Remove the mark of a dead process; moved away first, for another may have done so and put its own."""
     with contextlib.suppress(FileNotFoundError):
-        said = mark.read_text()[:200]
+        said = _said(mark)[:200]
         if atomic.left_by(said) != atomic.DEAD:
             raise _refused(mark, why)
         aside = mark.with_name(atomic.own_name())
         mark.rename(aside)
-        if aside.read_text()[:200] != said:
+        if _said(aside)[:200] != said:
             aside.rename(mark)
             raise _refused(mark, why)
         aside.unlink()
+
+
+def _said(path: Path) -> str:
+    """Return what a file of ours says; "" where a stranger's pipe, link or folder stands in its place."""
+    try:
+        return records.read_regular(path, _MOST).decode("utf-8", "replace")
+    except DamagedError:
+        return ""
 
 
 def release(cache: Path) -> None:

@@ -154,7 +154,7 @@ def _subset_notes(scored: Sequence[Scored]) -> list[str]:
 
 def _notes(scored: Sequence[Scored], records: Sequence[dict[str, Any]], split: str) -> list[str]:
     notes = []
-    if split == "val" and any(record["epochs"] for record in records):
+    if split == "val" and any(record.get("epochs") for record in records):
         notes.append("The validation rows also chose when to stop: expect a little less on new images.")
     notes += _subset_notes(scored)
     for each in scored:

@@ -9,14 +9,14 @@ from typing import Any
 
 from featcache import atomic
 from featcache.costs import Meter, costs_of
-from featcache.errors import CacheError, OptionError, RunError
+from featcache.errors import CacheError, DamagedError, OptionError, RunError
 from featcache.heads import saving
 from featcache.heads.base import Head
 from featcache.heads.catalogue import create, options
 from featcache.heads.neural import NetworkHead
 from featcache.heads.state import EpochReport, LayerRow, TrainingState
 from featcache.recipe import FORMAT
-from featcache.store import records
+from featcache.store import expected, records
 from featcache.store.cache import Cache
 from featcache.store.table import Table, has_split
 from featcache.training import calibrated, checkpoints, runs, subsets, views
@@ -111,7 +111,7 @@ def resume(
     """
     folder = runs.find_run(features_dir, name, unfinished=True)
     try:
-        config = records.read(folder / CONFIG)
+        config = records.read_as(folder / CONFIG, expected.TRAINING)
     except FileNotFoundError:
         raise RunError(
             f"The run {folder.name} kept no checkpoints.",
@@ -126,8 +126,12 @@ def resume(
     params = asked["params"]
     if isinstance(params.get("hidden"), list):
         params["hidden"] = tuple(params["hidden"])
+    try:
+        training = Training(**asked)
+    except TypeError as error:
+        raise DamagedError(f"{folder / CONFIG} is damaged: {error}.", "Train the head again.") from error
     state = checkpoints.latest(folder)
-    return _train(Cache(folder.parent.parent), Training(**asked), folder.name, watch, state)
+    return _train(Cache(folder.parent.parent), training, folder.name, watch, state)
 
 
 def _train(cache: Cache, training: Training, run: str, watch: Watch, state: TrainingState | None) -> Trained:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
+import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,6 +21,10 @@ from featcache.training.runs import all_runs, read_run, readable
 FILE = "ledger.sqlite"
 VERSION = 3
 _OLDER = (1, 2)  # whose columns are fewer: an index is made anew from the run folders
+_FOREIGN = (
+    "SELECT type, name FROM sqlite_master WHERE type <> 'index' AND (type, name) <> ('table', 'runs') "
+    "AND name NOT GLOB 'sqlite_*'"
+)
 _NO_FOLD = "(subset IS NULL OR subset NOT LIKE 'fold %')"
 
 
@@ -128,15 +134,15 @@ class Ledger:
 
     def _found(self, query: str, values: Sequence[Any], limit: int | None) -> list[dict[str, Any]]:
         self._catch_up()
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return []
         with self._open() as db:
             rows = db.execute(query, [*values, -1 if limit is None else limit]).fetchall()
-        return [{**dict(row), "params": json.loads(row["params"])} for row in rows]
+        return [{**dict(row), "params": _params(row["params"])} for row in rows]
 
     def _stored(self) -> dict[str, list[Any]]:
         self._catch_up()
-        if not self.path.exists():
+        if not os.path.lexists(self.path):
             return {}
         with self._open() as db:
             rows = db.execute(f"SELECT {', '.join(COLUMNS)} FROM runs").fetchall()
@@ -149,18 +155,24 @@ class Ledger:
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
+        # Not through a link into somebody's database, and not waiting for what comes out of a pipe.
+        if os.path.lexists(self.path) and not stat.S_ISREG(self.path.lstat().st_mode):
+            raise _no_ledger(self.path, "it is no regular file")
         try:
             # The rollback journal, not WAL: it works on network file systems. Writers wait for each other.
             with closing(sqlite3.connect(self.path, timeout=60)) as db:
                 db.row_factory = sqlite3.Row
+                self._check_schema(db)
                 self._prepare(db)
                 with db:
                     yield db
-        except sqlite3.Error as error:
-            raise CacheError(
-                f"Cannot use the ledger {self.path}: {error}.",
-                "The runs themselves are safe; move the file away and run: featcache runs --rebuild.",
-            ) from error
+        except (sqlite3.Error, UnicodeError) as error:
+            raise _no_ledger(self.path, str(error)) from error
+
+    def _check_schema(self, db: sqlite3.Connection) -> None:
+        """Refuse a file with anything but our table: a view may never end, a trigger does what it likes."""
+        if found := db.execute(_FOREIGN).fetchall():
+            raise _no_ledger(self.path, f"it holds {_listed(found)}, expected the table runs alone")
 
     def _prepare(self, db: sqlite3.Connection) -> None:
         version = int(db.execute("PRAGMA user_version").fetchone()[0])
@@ -181,6 +193,24 @@ class Ledger:
             if version in _OLDER:
                 for run in readable(all_runs(self.features_dir)):
                     _insert(db, run)
+
+
+def _no_ledger(path: Path, why: str) -> CacheError:
+    hint = "The runs themselves are safe; move the file away and run: featcache runs --rebuild."
+    return CacheError(f"Cannot use the ledger {path}: {why}.", hint)
+
+
+def _listed(found: Sequence[sqlite3.Row]) -> str:
+    return ", ".join(f"the {row['type']} {str(row['name'])[:40]!r}" for row in found[:5])
+
+
+def _params(text: Any) -> dict[str, Any]:
+    """Return a head's options; none where the text, which may be a stranger's, is no JSON object."""
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _insert(db: sqlite3.Connection, run: Mapping[str, Any]) -> None:

@@ -95,14 +95,23 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises:
         RunError: there is no finished run in the folder.
-        DamagedError, FormatError: its record is damaged or of an unknown format.
+        DamagedError, FormatError: its record is damaged, another run's or of an unknown format, or the folder
+            is a link.
     """
     try:
-        return records.read_as(folder / RUN, expected.RUN)
+        record = records.read_as(folder / RUN, expected.RUN)
     except (FileNotFoundError, NotADirectoryError):
         raise RunError(
             f"No finished run in {folder}: {RUN} is missing.", "featcache runs lists them."
         ) from None
+    for place in (folder, folder.parent):
+        if place.is_symlink():
+            raise DamagedError(f"{place} is a link to elsewhere, and not read.", "Copy what it leads to.")
+    if record["run"] != folder.name:
+        raise DamagedError(
+            f"{folder / RUN} is damaged: it speaks of run {record['run']!r}.", "A run's folder has its name."
+        )
+    return record
 
 
 def read_file(folder: Path, record: Mapping[str, Any], name: str) -> bytes:

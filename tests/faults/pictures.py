@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,11 +36,6 @@ def _cut(kind: str, share: float) -> Make:
 
 def _dangling(path: Path, rng: np.random.Generator) -> None:
     path.symlink_to(path.with_name("nowhere"))
-
-
-def _secret(path: Path, rng: np.random.Generator) -> None:
-    path.write_bytes(encoded(rng))
-    path.chmod(0)
 
 
 def _fixed(name: str) -> Make:
@@ -124,8 +118,3 @@ GOOD: dict[str, Make] = {
     "bytes behind the end": _bytes(lambda rng: encoded(rng) + b"more" * 100),
 }
 assert len(BAD) + len(GOOD) == 40
-
-
-def is_secret_kept() -> bool:
-    """Whether a file without permissions cannot be read, which root can."""
-    return os.name == "posix" and os.geteuid() != 0

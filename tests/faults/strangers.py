@@ -164,6 +164,14 @@ def _many(file: h5py.File, arrays: Arrays, outside: Path) -> None:
         file.create_group(f"g{number}")
 
 
+def _bits(file: h5py.File, arrays: Arrays, outside: Path) -> None:
+    """Bits, which h5py shows as whole numbers of the same size."""
+    _put(file, arrays, status=None)
+    kind, space = h5py.h5t.STD_B8LE, h5py.h5s.create_simple((ROWS,))
+    made = h5py.h5d.create(file.id, b"status", kind, space)
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, arrays["status"], mtype=kind)
+
+
 def _named_type(file: h5py.File, arrays: Arrays, outside: Path) -> None:
     _put(file, arrays, features=None)
     file["features"] = np.dtype(np.float16)
@@ -208,6 +216,7 @@ SHARDS: Shards = {
     "compound": _changed(row=np.zeros(ROWS, [("a", "i4"), ("b", "i4")])),
     "enumeration": _low_level(_enumeration),
     "bit field": _low_level(lambda: h5py.h5t.STD_B64LE),
+    "bits that were written": _bits,
     "time": _low_level(lambda: h5py.h5t.UNIX_D64LE),
     "opaque": _changed(row=np.zeros(ROWS, "V8")),
     "references": _low_level(lambda: h5py.h5t.STD_REF_OBJ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 
 from featcache.errors import FeatcacheError
@@ -59,6 +61,26 @@ def test_any_harm_to_any_file_is_found(cache: Cache) -> None:
             found.add("found" if said else "nothing changed" if same else "only blanks of a record changed")
             damage.restore(cache.path, files)
         assert not _read_all(cache, head)
+
+
+def test_a_flipped_bit_that_plain_hdf5_does_not_notice(place: Path) -> None:
+    """What the hash is for: the same file, read by h5py alone, gives the wrong number without a word."""
+    rows = np.arange(512)
+    array = toys.features(rows, 512)
+    data = shard.build({"flatten": array}, rows % 3, rows, np.zeros(512, np.uint8))
+    path, digest = place / "shard.h5", shard.hash_of(data)
+    with tally(PROMISE, "a bit flipped in a shard of 0.5 MB, which plain h5py reads") as found:
+        for trial in numbers(200, 200):
+            damage.flip(path, data, draw("plain", trial))
+            assert shard.hash_of_file(path) != digest, trial
+            try:
+                with h5py.File(path, "r") as file:
+                    {name: file[name][()] for name in file}
+            except (OSError, KeyError, RuntimeError):
+                found.add("found; an error of h5py too")
+            else:
+                found.add("found; h5py says nothing")
+        assert found.counts["found; h5py says nothing"] > found.trials / 2
 
 
 def test_files_in_each_other_s_place_are_found(cache: Cache) -> None:

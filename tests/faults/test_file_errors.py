@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[int | None, int]] = {
     "EIO": (errno.EIO, 0),
     "EINTR": (errno.EINTR, 0),
     "EROFS": (errno.EROFS, 0),
+    "ESTALE": (errno.ESTALE, 0),
     "a short write of one byte": (None, 1),
     "a short write of a page": (None, 4096),
     "a write of nothing": (None, 0),

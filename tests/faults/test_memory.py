@@ -146,6 +146,17 @@ def test_the_nth_allocation_fails_while_images_are_decoded(place: Path) -> None:
             found.add((SAID | LOST)[code])
 
 
+def test_no_room_for_a_thread_is_one_sentence(
+    place: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("featcache.store.folders.caches_in", refuse)
+    assert command(["ls", "--features-dir", str(place)]) == 1
+    assert capfd.readouterr().err.startswith("Error: Out of memory: can't start new thread.\n")
+
+
 def test_the_command_says_so_in_one_sentence(place: Path, capfd: pytest.CaptureFixture[str]) -> None:
     photos = make_folder(place / "photos", train=2, test=1)
     asked = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from featcache.errors import DatasetError
 from featcache.images.decode import decode
 from featcache.store.cache import Cache
 from tests.faults import hashing, pictures
+from tests.faults.processes import apart
 from tests.faults.trials import PART, draw, numbers, tally
 
 SKIP = "A bad image never stops a run set to skip, and is never invented"
@@ -66,6 +69,35 @@ def test_an_image_that_vanishes_before_it_is_looked_at_is_a_bad_one(place: Path)
             assert cache.bad_images() == [(victim, "the file has vanished")]
             hashing.check(cache, {name: row for name, row in truth.items() if name != victim})
             (place / "photos" / victim).write_bytes(content)
+            found.add("left out and named")
+
+
+def test_an_image_without_permission_is_a_bad_one(place: Path) -> None:
+    truth = hashing.photos(place / "photos", 40, 4)
+    place.chmod(0o777)
+    data = hashing.dataset(place / "photos")
+    hashing.run(hashing.cache(place / "first", data), data)  # by who may import everything
+    victims = [draw("secret", trial).choice(sorted(truth)) for trial in numbers(5, 100)]
+
+    def work() -> None:
+        if os.geteuid() == 0:  # who may read everything
+            os.setegid(65534)
+            os.seteuid(65534)
+        for number, victim in enumerate(victims):
+            data = hashing.dataset(place / "photos" / str(number))
+            cache = hashing.cache(place / str(number), data)
+            hashing.run(cache, data, skip_bad=True)
+            assert cache.bad_images() == [(victim, "cannot be read: Permission denied")]
+            hashing.check(cache, {name: row for name, row in truth.items() if name != victim})
+
+    for number, victim in enumerate(victims):
+        here = place / "photos" / str(number)
+        for split in ("train", "test"):
+            shutil.copytree(place / "photos" / split, here / split)
+        (here / victim).chmod(0)
+    with tally(SKIP, "an image without permission to read it") as found:
+        assert apart(work) == 0
+        for _ in victims:
             found.add("left out and named")
 
 

@@ -6,11 +6,13 @@ import os
 import resource
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from featcache.backbones import weights
 from featcache.errors import FeatcacheError
 from featcache.heads import saving
 from featcache.images.decode import decode
-from featcache.store import records
+from featcache.store import records, shard
 from featcache.store.cache import Cache
 from featcache.store.folders import caches_in
 from featcache.store.shard import hash_of
@@ -109,6 +111,30 @@ def test_shards(cache: Cache, outside: Path) -> None:
                 yield name, lambda: _whole(cache)
 
         _refused(outside, each(), found)
+
+
+def test_attributes_are_never_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One changed byte of a text attribute can cost minutes: they are not looked at, whatever they say."""
+    path, rows = place / "attributes.h5", np.arange(toys.ROWS_PER_SHARD)
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
+        file["features"], file["label"] = features(rows, toys.WIDTH), rows % 3
+        file["row"], file["status"] = rows, np.zeros(len(rows), np.uint8)
+        for place_of in (file, file["features"], file["label"]):
+            place_of.attrs["text"] = "a stranger's"
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("an attribute was read")
+
+    for name in ("open", "exists", "iterate", "get_info", "get_num_attrs"):
+        monkeypatch.setattr(h5py.h5a, name, refuse)
+    with h5py.File(path, "r") as file, pytest.raises(AssertionError, match="was read"):
+        file["features"].attrs["text"]
+    found = shard.blocks(path, {"flatten": toys.WIDTH}, "float16", len(rows))
+    assert np.array_equal(found["features"].map(), features(rows, toys.WIDTH))
+
+
+def test_a_size_that_overflows_is_no_small_one(place: Path) -> None:
+    assert shard.Block(place, 0, (4, 2**62 + 3), np.dtype(np.float16)).nbytes == 2 * 4 * (2**62 + 3)
 
 
 def test_plans(cache: Cache, outside: Path) -> None:
@@ -232,6 +258,7 @@ def test_images(outside: Path) -> None:
 
 def test_weights(place: Path, outside: Path) -> None:
     ran = strangers.Canary(outside / "ran")
+    state, _ = weights.load("squeezenet1_1", weights.resolve("squeezenet1_1", "random:0"))
     made: dict[str, Callable[[Path], object]] = {
         "an object.pth": lambda path: torch.save({"a": ran}, path),
         "an old object.pth": lambda path: torch.save(ran, path, _use_new_zipfile_serialization=False),
@@ -245,6 +272,8 @@ def test_weights(place: Path, outside: Path) -> None:
         "empty.pt": lambda path: path.write_bytes(b""),
         "a folder.pth": lambda path: path.mkdir(),
         "a pipe.pth": os.mkfifo,
+        "without numbers.pth": lambda path: torch.save(_with(state, lambda t: t.to("meta")), path),
+        "nested.pth": lambda path: torch.save(_with(state, _nested), path),
     }
     with tally(HOSTILE, "weights: pickles, bombs, other networks") as found:
 
@@ -255,6 +284,18 @@ def test_weights(place: Path, outside: Path) -> None:
                 yield name, partial(weights.load, "squeezenet1_1", choice)
 
         _refused(outside, each(), found)
+
+
+def _with(
+    state: dict[str, torch.Tensor], change: Callable[[torch.Tensor], torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {**state, "features.0.bias": change(state["features.0.bias"])}
+
+
+def _nested(tensor: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that torch may change what they are
+        return torch.nested.nested_tensor([tensor])
 
 
 def _weights_bomb(path: Path) -> None:

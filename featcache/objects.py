@@ -207,7 +207,7 @@ def _why(error: Exception) -> str:
 
 def _hint(error: Exception) -> str:
     if isinstance(error, ImportError):
-        return 'For s3:// install it with: pip install "featcache[remote]".'
+        return 'For s3:// install it with: pip install "featcache[s3]".'
     if isinstance(error, PermissionError) or "redentials" in str(error):
         return "Check the credentials, for S3 those of the AWS tools (AWS_PROFILE, AWS_ACCESS_KEY_ID …)."
     if isinstance(error, ValueError) and "rotocol" in str(error):

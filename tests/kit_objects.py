@@ -26,7 +26,7 @@ KEYS = {
 @contextmanager
 def serving() -> Iterator[str]:
     """Run a server on loopback; yield its address."""
-    pytest.importorskip("s3fs", reason="the extra featcache[remote] is not installed")
+    pytest.importorskip("s3fs", reason="the extra featcache[s3] is not installed")
     moto = pytest.importorskip("moto.server", reason="moto[server] is not installed")
     server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -240,7 +240,8 @@ def test_a_roster_is_kept_in_the_store_too(url: str, tmp_path: Path) -> None:
         "classes": ["ape", "bee", "cat"],
         "rows": {"train": 9},
     }
-    made = Roster.create(kit_objects.other_machine(url, tmp_path / "a"), dataset, {}, plan({"train": 9}))
+    asked = {"dataset": "digits", "data_dir": "data", "limit": None, "max_pixels": 10}
+    made = Roster.create(kit_objects.other_machine(url, tmp_path / "a"), dataset, asked, plan({"train": 9}))
     there = kit_objects.other_machine(url, tmp_path / "b")
     assert Roster(there / made.name).plan.ids == made.plan.ids
 
@@ -335,6 +336,21 @@ def test_a_mirror_of_another_server_is_not_taken_for_this_ones(
     assert opening.place_of(url, tmp_path) != root
     with pytest.raises(CacheError, match=r"mirrors memory://.* of the server that is the default"):
         keeping.far_of(root)
+
+
+def test_a_copy_of_a_mirror_or_a_strangers_mark_mirrors_nothing(url: str, tmp_path: Path) -> None:
+    cache = fill(empty_cache(kit_objects.other_machine(url, tmp_path / "a"), {"train": 4}))
+    before = kit_objects.names(url)
+    kit_objects.forget()
+    copy = shutil.copytree(cache.path.parent, tmp_path / "copy")
+    assert keeping.far_of(copy) is None and keeping.far_of(copy / cache.name) is None
+    train(separable := separable_cache(copy, n=40, test=0), Training("ridge"))
+    assert separable.sealed() and kit_objects.names(url) == before
+    mark = tmp_path / "link" / keeping.FOLDER / keeping.MARK
+    mark.parent.mkdir(parents=True)
+    mark.symlink_to(cache.path.parent / keeping.FOLDER / keeping.MARK)
+    assert keeping.far_of(tmp_path / "link") is None
+    assert keeping.far_of(cache.path) is not None
 
 
 def test_objects_of_others_and_names_that_lead_outside_are_not_seen(url: str, tmp_path: Path) -> None:

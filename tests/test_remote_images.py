@@ -163,5 +163,5 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.setattr(objects, "_systems", {})
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # type: ignore[attr-defined]
-    with pytest.raises(DatasetError, match=r'pip install "featcache\[remote\]"'):
+    with pytest.raises(DatasetError, match=r'pip install "featcache\[s3\]"'):
         open_source("folder:s3://bucket/x", Path("data"))

@@ -7,15 +7,17 @@ that every process that is given a path in it, whoever starts it, writes to the 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 from featcache import atomic
-from featcache.errors import CacheError, DamagedError, OptionError
+from featcache.errors import DamagedError, OptionError
 from featcache.objects import is_url
 
 T = TypeVar("T")
@@ -23,6 +25,7 @@ FOLDER = ".featcache"  # of a features folder: what may be forgotten
 MARK = "remote.json"  # in a mirror's .featcache: what it mirrors
 RUNS_CHANGED = "runs-changed"  # there too, an empty file: the ledger, an index, is to be made anew
 _DEPTH = 6  # of a features folder's own files: <cache>/heads/<run>/checkpoints/<file>, and the folder itself
+_MOST = 10_000  # bytes of a mark
 _A_URL_ONCE = re.compile(r"(s3a?|gc?s|az|abfss?|memory):/[^/]")
 
 
@@ -139,8 +142,7 @@ def far_of(path: Path) -> Far | None:
             return _mirrors[place]
     for place in places:
         if place not in _plain:
-            mark = place / FOLDER / MARK
-            if mark.is_file():
+            if mirrored(place) is not None:
                 from featcache.store.opening import open_again
 
                 return open_again(place)
@@ -210,6 +212,23 @@ def there(path: Path) -> bool:
     return path.exists() if far is None else far.there(path)
 
 
+def size_of(path: Path) -> int | None:
+    """Return the size of a regular file of a features folder or behind it; None where there is none.
+
+    Raises:
+        OSError: it cannot be looked at, or something else has its name.
+    """
+    if (far := kept_by(path)) is not None:
+        return far.size(path)
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    return facts.st_size
+
+
 def bring(path: Path, again: bool = False) -> bool:
     """Fetch a file that is behind a features folder; return whether that was done.
 
@@ -260,17 +279,23 @@ def runs_changed(features_dir: Path) -> bool:
     return True
 
 
-def mirrored(root: Path) -> dict[str, str]:
-    """Return what a mirror's mark says: `url` and `server`.
+def mark_of(root: Path, url: str, server: str) -> bytes:
+    """Return what says, in a mirror, that this folder and no copy of it mirrors a URL of a server."""
+    return json.dumps({"url": url, "server": server, "inode": root.stat().st_ino}).encode()
 
-    Raises:
-        CacheError: it cannot be read.
+
+def mirrored(root: Path) -> dict[str, str] | None:
+    """Return what a folder mirrors, `url` and `server`; None where it is no mirror.
+
+    A mark may have come with a stranger's files, and would have us ask a server of theirs: it holds for the
+    very folder that it was made for, whose inode it names, and not where it is a link or a pipe.
     """
     path = root / FOLDER / MARK
     try:
-        said = json.loads(path.read_text())
-        return {"url": str(said["url"]), "server": str(said["server"])}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CacheError(
-            f"{path} cannot be read, which says what {root} mirrors ({error}).", "Remove that folder."
-        ) from error
+        if not stat.S_ISREG((facts := path.lstat()).st_mode) or facts.st_size > _MOST:
+            return None
+        said = json.loads(path.read_bytes())
+        whole = said["inode"] == root.stat().st_ino
+        return {"url": str(said["url"]), "server": str(said["server"])} if whole else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

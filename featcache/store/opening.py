@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from pathlib import Path
 
@@ -26,9 +25,9 @@ def open_mirror(url: str, mirrors: Path | None = None) -> Path:
         _open[root].refresh()
         return root
     atomic.make_folder(root / keeping.FOLDER)
-    said = json.dumps({"url": objects.url, "server": server()}).encode()
+    said = keeping.mark_of(root, objects.url, server())
     mark = root / keeping.FOLDER / keeping.MARK
-    if not mark.is_file() or mark.read_bytes() != said:
+    if keeping.mirrored(root) != {"url": objects.url, "server": server()}:
         atomic.write(mark, said)
     return _opened(root, objects)
 
@@ -40,6 +39,8 @@ def open_again(root: Path) -> Mirror:
         CacheError: the store does not answer or refuses, or another server is meant now.
     """
     said = keeping.mirrored(root)
+    if said is None:
+        raise CacheError(f"{root} mirrors nothing any more.", "Name the URL that it mirrored.")
     if said["server"] != server():
         raise CacheError(
             f"{root} mirrors {said['url']} of the server {said['server'] or 'that is the default'}, "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -35,17 +34,12 @@ def check_size(folder: Path, commit: records.Commit) -> Path:
         DamagedError: it is missing or not of that size.
     """
     path = folder / records.SHARDS / commit.file
-    if (far := keeping.far_of(folder)) is not None:
-        if (size := far.size(path)) != commit.size:
-            found = "the shard is missing" if size is None else f"it has {size} bytes"
-            raise records.damaged(path, f"{found}, {commit.size} were committed")
-        return path
     try:
-        facts = path.lstat()
-    except FileNotFoundError:
-        raise records.damaged(path, "the shard is missing") from None
+        size = keeping.size_of(path)
     except OSError as error:
         raise records.damaged(path, f"it cannot be looked at ({error.strerror})") from error
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size != commit.size:
-        raise records.damaged(path, f"it has {facts.st_size} bytes, {commit.size} were committed")
+    if size is None:
+        raise records.damaged(path, "the shard is missing")
+    if size != commit.size:
+        raise records.damaged(path, f"it has {size} bytes, {commit.size} were committed")
     return path

@@ -12,13 +12,14 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from featcache import atomic
 from featcache.errors import DamagedError, OptionError
 from featcache.objects import is_url
+from featcache.store.far import Far
 
 T = TypeVar("T")
 FOLDER = ".featcache"  # of a features folder: what may be forgotten
@@ -27,71 +28,6 @@ RUNS_CHANGED = "runs-changed"  # there too, an empty file: the ledger, an index,
 _DEPTH = 6  # of a features folder's own files: <cache>/heads/<run>/checkpoints/<file>, and the folder itself
 _MOST = 10_000  # bytes of a mark
 _A_URL_ONCE = re.compile(r"(s3a?|gc?s|az|abfss?|memory):/[^/]")
-
-
-class Far(Protocol):
-    """What is behind a mirrored features folder. Paths are those of the mirror."""
-
-    @property
-    def url(self) -> str:
-        """Where it is."""
-        ...
-
-    def keeps(self, path: Path) -> bool:
-        """Return whether a file is part of what is mirrored; others stay on this machine."""
-        ...
-
-    def write(self, path: Path, data: bytes | Sequence[memoryview]) -> None:
-        """Write a file there and here."""
-        ...
-
-    def publish_once(self, path: Path, data: bytes) -> bool:
-        """Write a file that must not exist there yet; return whether ours is the one that is there now."""
-        ...
-
-    def remove(self, path: Path) -> None:
-        """Remove a file there and here."""
-        ...
-
-    def bring(self, path: Path, again: bool) -> bool:
-        """Fetch a file that is not here yet, or once more; return whether it was fetched."""
-        ...
-
-    def bring_all(self, paths: Iterable[Path]) -> None:
-        """Fetch those of some files that are not here yet, several at once."""
-        ...
-
-    def there(self, path: Path) -> bool:
-        """Return whether there is such a file."""
-        ...
-
-    def size(self, path: Path) -> int | None:
-        """Return the size of a file there, None where there is none."""
-        ...
-
-    def refresh_commits(self, cache: Path) -> None:
-        """Make a cache's commit records here those that are there."""
-        ...
-
-    def several(self) -> bool:
-        """Return whether several processes may write there at once."""
-        ...
-
-    def admit(self, cache: Path) -> bool:
-        """Return whether only one process may write into a cache, and it is this one; see `sharing.admit`."""
-        ...
-
-    def release(self, cache: Path) -> None:
-        """Let others write, where only this process might."""
-        ...
-
-    def claim(self, path: Path) -> bool | None:
-        """Claim a shard for this process; None where claims are made on this machine."""
-        ...
-
-    def forget_claims(self, cache: Path) -> None:
-        """Remove all claims on a cache's shards."""
-        ...
 
 
 _mirrors: dict[Path, Far] = {}

@@ -33,7 +33,7 @@ _OTHER = re.compile(rf"{_CACHE}/(?:plan\.npz|{_RUN}/(?!config\.json$)[A-Za-z0-9]
 
 
 class Mirror:
-    """A folder that mirrors the objects below a URL; see `featcache.store.keeping.Far`.
+    """A folder that mirrors the objects below a URL; see `featcache.store.far.Far`.
 
     Args:
         root: the folder.

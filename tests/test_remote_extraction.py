@@ -26,6 +26,7 @@ from tests.kit_images import make_folder, tree
 from tests.test_mirror_faults import Faulty
 
 TINY = {"backbone": "pixels", "image_size": 8}
+PIXELS = ("--backbone", "pixels", "--image-size", "8")
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +135,25 @@ def test_the_network_goes_down_in_the_middle(
     again = extract(request, settings)
     assert tree(again.path) == tree(whole)
     assert {name: Cache(again.path).commits()[name] for name in done} == done
+
+
+def test_sweep_compare_and_report_on_a_bucket(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    where = ("--features-dir", f"{bucket}/features")
+    assert _said(capsys, "extract", "--dataset", f"folder:{bucket}/photos", *PIXELS, *where)[0] == 0
+    code, _, _ = _said(capsys, "sweep", "--head", "ridge", "--grid", "alpha=1,100", *where)
+    assert code == 0
+    code, listed, _ = _said(capsys, "runs", *where)
+    names = [run["run"] for run in listed["runs"]]
+    assert code == 0 and len(names) == 2
+    code, compared, _ = _said(capsys, "compare", *names, *where)
+    assert code == 0 and len(compared["runs"]) == 2
+    assert run(["report", *names, "--text", *where]) == 0
+    assert "ridge" in capsys.readouterr().out
+
+
+def test_ray_is_refused_on_a_bucket(bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("ray")
+    asked = ("extract", "--dataset", f"folder:{bucket}/photos", *PIXELS, "--engine", "ray")
+    code, said, _ = _said(capsys, *asked, "--features-dir", f"{bucket}/features")
+    assert code == 1 and "--engine ray does not work on object storage" in said["error"]
+    assert kit_objects.names(f"{bucket}/features") == []

@@ -160,7 +160,7 @@ def test_while_images_are_decoded_and_a_cache_is_filled(place: Path) -> None:
     ) as found:
         for trial in numbers(20, 500):
             rng, here = draw("images", trial), place / str(trial)
-            spare, workers = int(10 ** rng.uniform(5, 7.4)), rng.randint(1, 4)
+            spare, workers = int(10 ** rng.uniform(3, 7.4)), rng.randint(1, 4)
             cache = hashing.cache(here, data, 2)
 
             def work(cache: Cache = cache, spare: int = spare, workers: int = workers) -> None:

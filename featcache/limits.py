@@ -60,14 +60,16 @@ DECODE_BYTES = Limit(
 )
 RECORD_BYTES = Limit("FEATCACHE_MAX_RECORD_BYTES", 16 * MI, "bytes", "a record (JSON) of a cache or run")
 RUN_FILE_BYTES = Limit(
-    "FEATCACHE_MAX_RUN_FILE_BYTES", 64 * GI, "bytes", "a head, a checkpoint or the predictions of a run"
+    "FEATCACHE_MAX_RUN_FILE_BYTES", 8 * GI, "bytes", "a head, a checkpoint or the predictions of a run"
 )
+LIST_BYTES = Limit("FEATCACHE_MAX_LIST_BYTES", GI, "bytes", "a CSV file of images")
 WEIGHTS_TIMES = Limit(
     "FEATCACHE_MAX_WEIGHTS_TIMES", 4, "times", "a weights file, unpacked, over the bytes of the network"
 )
 DOWNLOAD_BYTES = Limit("FEATCACHE_MAX_DOWNLOAD_BYTES", 16 * GI, "bytes", "a download of weights")
 ALL = (
-    IMAGE_BYTES, DECODE_SECONDS, DECODE_BYTES, RECORD_BYTES, RUN_FILE_BYTES, WEIGHTS_TIMES, DOWNLOAD_BYTES
+    IMAGE_BYTES, DECODE_SECONDS, DECODE_BYTES, RECORD_BYTES, RUN_FILE_BYTES, LIST_BYTES, WEIGHTS_TIMES,
+    DOWNLOAD_BYTES,
 )  # fmt: skip
 
 

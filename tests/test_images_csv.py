@@ -124,3 +124,33 @@ def test_the_digest_covers_table_and_images(tmp_path: Path) -> None:
     path.write_text("path,label\nz.png,b\nx/1.png,a\n")
     assert CsvSource(str(path)).stat_digest() != changed
     assert source.spec == f"csv:{path}"
+
+
+def test_paths_that_lead_out_of_the_folder(tmp_path: Path) -> None:
+    """A table may come from anyone; one that is trusted may name files anywhere."""
+    inside = tmp_path / "inside"
+    outside = write(tmp_path, "path,label\n", "there/1.png").parent / "there"
+    path = write(inside, "path,label\n", *IMAGES)
+    (inside / "far").symlink_to(outside)
+    (inside / "link.png").symlink_to(outside / "1.png")
+    (inside / "near.png").symlink_to(inside / "z.png")
+    for name in (str(outside / "1.png"), "../there/1.png", "x/../../there/1.png", "far/1.png", "link.png"):
+        text = f"path,label\nz.png,a\n{name},b\n"
+        path.write_text(text)
+        assert "line 3: the path" in refused(path) and "leads out of" in refused(path)
+        with pytest.raises(DatasetError) as caught:
+            opened(path)
+        assert f"csv-anywhere:{path}" in caught.value.hint
+        source = open_source(f"csv-anywhere:{path}", tmp_path)
+        assert source.spec == f"csv-anywhere:{path}"
+        assert len(source.open()) == 2
+    path.write_text("path,label\nx/../z.png,a\nnear.png,b\n..odd.png,a\n")
+    (inside / "..odd.png").write_bytes((inside / "z.png").read_bytes())
+    assert len(opened(path)) == 3
+
+
+def test_a_table_that_is_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path, "path,label\nz.png,a\n" + "\n" * 2000, *IMAGES)
+    assert len(opened(path)) == 1
+    monkeypatch.setenv("FEATCACHE_MAX_LIST_BYTES", "1K")
+    assert "at most 1024 are read" in refused(path)

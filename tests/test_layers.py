@@ -21,6 +21,7 @@ GROUND = {
     "costs",
     "figures",
     "limits",
+    "objects",
 }
 MAY_IMPORT = {
     "images": set(),

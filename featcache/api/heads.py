@@ -12,6 +12,7 @@ from featcache.errors import OptionError
 from featcache.live.listeners import listening
 from featcache.store.cache import Cache
 from featcache.store.folders import find_cache
+from featcache.store.keeping import local
 from featcache.training import evaluate as evaluation
 from featcache.training import fit, networks, runs
 from featcache.training import sweep as sweeping
@@ -54,7 +55,7 @@ def train_head(
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
+    opened = cache if isinstance(cache, Cache) else Cache(find_cache(local(features_dir), cache))
     training = fit.Training(
         head,
         params,
@@ -113,7 +114,7 @@ def sweep(
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    opened = cache if isinstance(cache, Cache) else Cache(find_cache(Path(features_dir), cache))
+    opened = cache if isinstance(cache, Cache) else Cache(find_cache(local(features_dir), cache))
     training = fit.Training(
         head,
         params,
@@ -140,7 +141,7 @@ def evaluate(run: str, *, test_views: bool = False, features_dir: PathLike = "fe
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    folder = runs.find_run(Path(features_dir), run)
+    folder = runs.find_run(local(features_dir), run)
     if networks.is_network(folder):
         from featcache import whole
 

@@ -13,6 +13,7 @@ from featcache.extraction.request import Request, Settings, augmentation
 from featcache.live.listeners import listening
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
+from featcache.store.keeping import local
 
 if TYPE_CHECKING:
     from featcache.whole import Finetuned
@@ -55,7 +56,7 @@ def extract(
     """Run a frozen backbone over a data set once; return the finished cache, at once where there is one.
 
     Args:
-        dataset: a known name ("cifar10", "digits", …), "folder:DIR" or "csv:FILE".
+        dataset: a known name ("cifar10", "digits", …), "folder:DIR", "folder:s3://…" or "csv:FILE".
         backbone: any torchvision classification model, or "pixels".
         weights: "DEFAULT", a torchvision name, "random:SEED" or a path to .safetensors or .pth.
         layers: the node or nodes to read, the backbone's own default where empty.
@@ -83,7 +84,7 @@ def extract(
         ray_address: of the cluster, "auto" for the one this machine is part of; None: this machine alone.
         ray_actors: as many as find room where None.
         data_dir: where downloaded data sets are.
-        features_dir: where caches are.
+        features_dir: where caches are; a folder, or a URL such as "s3://bucket/features".
         progress: told what is being done, how far it is, and how much there is.
         notify: told sentences worth knowing, such as why no cache was hit.
 
@@ -97,7 +98,7 @@ def extract(
         views=views, augment=augmentation(augment), view_seed=view_seed, views_of=views_of,
     )  # fmt: skip
     settings = Settings(
-        Path(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime,
+        local(features_dir), Path(data_dir), device, batch_size, workers, on_bad_image, runtime=runtime,
         decode_in=decode_in, engine=engine, ray_address=ray_address, ray_actors=ray_actors,
     )  # fmt: skip
     return Cache(extraction.extract(request, settings, progress, notify).path)
@@ -136,7 +137,7 @@ def finetune(
     if from_run is None and weights is not None:
         named["weights"] = os.fspath(weights)
     given = {**options, **{name: value for name, value in named.items() if value is not None}}
-    place = Place(Path(features_dir), Path(data_dir), device, workers, keep_checkpoints)
+    place = Place(local(features_dir), Path(data_dir), device, workers, keep_checkpoints)
     asked = whole.Asked(given, from_run, None if from_run is None or weights is None else os.fspath(weights))
     board = None if tensorboard is None else Path(tensorboard)
     with listening(board, mlflow, logging.getLogger("featcache").warning) as listener:

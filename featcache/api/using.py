@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache.store.cache import Cache
+from featcache.store.keeping import local
 from featcache.training import compare as comparison
 from featcache.training import networks, runs
 
@@ -40,7 +41,7 @@ def predictor(
     """
     from featcache.inference.predictor import Predictor
 
-    folder = runs.find_run(Path(features_dir), run)
+    folder = runs.find_run(local(features_dir), run)
     if networks.is_network(folder):
         from featcache import whole
 
@@ -57,7 +58,7 @@ def compare(*names: str, split: str | None = None, features_dir: PathLike = "fea
     Raises:
         FeatcacheError: see its subclasses in `featcache.errors`.
     """
-    return comparison.compare([runs.find_run(Path(features_dir), name) for name in names], split)
+    return comparison.compare([runs.find_run(local(features_dir), name) for name in names], split)
 
 
 def report(
@@ -81,7 +82,7 @@ def report(
     from featcache.reporting.gathering import folders_of, gather
     from featcache.reporting.report import Asked, Report
 
-    folders, named = folders_of(Path(features_dir), names)
+    folders, named = folders_of(local(features_dir), names)
     made = Report(gather(folders, split, named=named), Asked(Path(data_dir), dataset, details))
     if out is not None:
         path = Path(out).absolute()

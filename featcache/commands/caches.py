@@ -10,6 +10,7 @@ import click
 from featcache.commands import options
 from featcache.commands.output import duration, one_line, say, show, show_json, show_table, size
 from featcache.errors import FeatcacheError
+from featcache.store import keeping
 
 
 @click.command(short_help="List the caches, or the data sets known by name.")
@@ -28,14 +29,14 @@ def ls(datasets: bool, features_dir: Path, as_json: bool) -> None:
         show_json({"caches": found})
         return
     if not found:
-        say(f"No caches in {features_dir}. Make one with: featcache extract --backbone vgg16")
+        say(f"No caches in {keeping.shown(features_dir)}. Make one with: featcache extract --backbone vgg16")
         return
     rows = [[row["cache"], row["rows"], row["columns"], row["size"], row["state"]] for row in found]
     show_table(["cache", "rows", "columns", "size", "state"], rows, right=["rows", "columns", "size"])
 
 
 def _line(path: Path) -> dict[str, Any]:
-    from featcache.store import records
+    from featcache.store import records, sealed
 
     row: dict[str, Any] = {
         "cache": path.name,
@@ -50,7 +51,7 @@ def _line(path: Path) -> dict[str, Any]:
         row["columns"] = " + ".join(str(width) for width in record["columns"].values())
         if views := record["recipe"].get("views"):
             row["columns"] += f" × {views['count']} views"
-        seal = records.check_sealed(path, record["key"])
+        seal = sealed.check_sealed(path, record["key"])
         if seal is None:
             done = sum(commit.rows for commit in records.read_commits(path, record["key"]))
             row["state"] = f"{done} of {row['rows']} rows"
@@ -130,7 +131,7 @@ def _facts(cache: Any, features_dir: Path) -> dict[str, Any]:
 
     commits = cache.commits()
     return {
-        "cache": str(cache.path),
+        "cache": keeping.shown(cache.path),
         "fingerprint": cache.key,
         "sealed": cache.sealed() is not None,
         "recipe": cache.record["recipe"],

@@ -137,7 +137,7 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
     from featcache.extraction import machine
     from featcache.extraction.estimate import free_bytes
     from featcache.extraction.request import versions
-    from featcache.store import sharing
+    from featcache.store import keeping, sharing
     from featcache.store.promises import ONE, check_promises, safe_for
 
     place = features_dir.absolute()
@@ -154,7 +154,7 @@ def _facts(data_dir: Path, features_dir: Path) -> dict[str, Any]:
         "runtimes": machine.runtimes(),
         "folders": {
             "data": str(data_dir.resolve()),
-            "features": str(features_dir.resolve()),
+            "features": keeping.shown(features_dir.resolve()),
             "features, free": size(free_bytes(features_dir)),
             "official weights": str(Path(torch.hub.get_dir()) / "checkpoints"),
         },

@@ -24,6 +24,7 @@ from featcache.extraction.request import (
 )
 from featcache.images.policies import NAMED
 from featcache.recipe import VIEWS_OF
+from featcache.store.keeping import shown
 
 DECIDING = [
     click.option(
@@ -228,7 +229,7 @@ def extract(
         return
     rows = ", ".join(f"{split} {count}" for split, count in found.rows.items())
     columns = ", ".join(f"{node} {width}" for node, width in found.nodes.items())
-    show(f"{'hit ' if found.hit else 'done'}  {found.path}")
+    show(f"{'hit ' if found.hit else 'done'}  {shown(found.path)}")
     show(f"      rows {rows} · columns {columns} · {size(found.bytes)} · {duration(found.seconds)}")
     if found.images:
         rate = found.images / found.extraction_seconds

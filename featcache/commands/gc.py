@@ -86,8 +86,12 @@ def gc(
     Exit code 1 if --max-size could not be reached.
     """
     from featcache.extraction.remaking import why_last
+    from featcache.store import keeping
     from featcache.store.retention import Wish, find
 
+    keeping.refuse_remote(
+        features_dir, "featcache gc", "Remove what is not needed with the store's own tools."
+    )
     wish = Wish(older_than, max_size, unfinished, superseded)
     items, choice = find(features_dir, wish, lambda cache: why_last(cache, features_dir, data_dir))
     facts = _facts(items, choice, features_dir)

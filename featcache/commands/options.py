@@ -11,13 +11,51 @@ import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-features_dir: Decorator = click.option(
-    "--features-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("features"),
-    show_default=True,
-    help="Where caches and the ledger are.",
-)
+
+class Features(click.Path):
+    """A features folder: a path, or a URL such as s3://bucket/features, of which a mirror is opened."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the folder of this machine."""
+        if isinstance(value, str) and "://" in value:
+            from featcache.store.keeping import local
+
+            value = local(value, None if ctx is None else ctx.meta.get(_MIRROR))
+        return super().convert(value, param, ctx)
+
+
+_MIRROR = "featcache.mirror"
+
+
+def _remember(ctx: click.Context, param: click.Parameter, value: Path | None) -> None:
+    ctx.meta[_MIRROR] = value
+
+
+def features_dir(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say where caches are."""
+    mirror = click.option(
+        "--mirror",
+        type=click.Path(path_type=Path, file_okay=False),
+        metavar="DIR",
+        is_eager=True,  # before the folder that it mirrors is opened
+        expose_value=False,
+        callback=_remember,
+        help="Where copies of features in object storage are [default: FEATCACHE_MIRROR, or the user's cache "
+        "folder].",
+    )
+    where = click.option(
+        "--features-dir",
+        type=Features(),
+        default=Path("features"),
+        show_default=True,
+        help="Where caches and the ledger are; a folder, or a URL such as s3://bucket/features.",
+    )
+    return where(mirror(function))
+
+
 data_dir: Decorator = click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),

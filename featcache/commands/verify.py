@@ -10,6 +10,7 @@ import click
 from featcache.commands import options
 from featcache.commands.output import progress_bar, show, show_json
 from featcache.errors import DamagedError
+from featcache.store import keeping
 
 
 @click.command(short_help="Check every shard against its record; exit 1 if one is damaged.")
@@ -58,7 +59,9 @@ def verify(
     if wrong:
         raise _error(opened, wrong, planned)
     if as_json:
-        show_json({"cache": str(opened.path), "shards": planned, "damaged": wrong, "repaired": repaired})
+        show_json(
+            {"cache": keeping.shown(opened.path), "shards": planned, "damaged": wrong, "repaired": repaired}
+        )
 
 
 def _wrong(cache: Any) -> dict[str, str]:

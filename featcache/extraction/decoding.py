@@ -122,12 +122,18 @@ class Threads:
     def __init__(self, dataset: Dataset, fitting: Fitting) -> None:
         self._dataset, self._fitting = dataset, fitting
 
-    def decode(self, rows: Sequence[int], room: Room, place: int, fitted: bool) -> Decoded:
-        """Decode rows into a batch's room from a place on, and so for every view."""
+    def decode(
+        self, rows: Sequence[int], room: Room, place: int, fitted: bool, source: Any = None
+    ) -> Decoded:
+        """Decode rows into a batch's room from a place on, and so for every view.
+
+        `source` gives what is stored for each by its place, where it was asked for before.
+        """
+        source = source or self._dataset.begin(rows)
         hashes = [self._dataset.content_hashes[row].tobytes() for row in rows]
         out = room.by_view[:, place : place + len(rows)]
         drawn = Drawn(room.views, [self._dataset.ids[row] for row in rows])
-        return decode_into(out, lambda i: self._dataset.raw(rows[i]), hashes, self._fitting, fitted, drawn)
+        return decode_into(out, source, hashes, self._fitting, fitted, drawn)
 
     def close(self) -> None:
         """Nothing to do."""

@@ -20,7 +20,7 @@ from featcache.extraction.siblings import siblings
 from featcache.extraction.views import forward_passes
 from featcache.progress import Progress, silent
 from featcache.recipe import ITEMSIZES
-from featcache.store import records
+from featcache.store import keeping, records
 from featcache.store.cache import Cache
 
 
@@ -66,7 +66,7 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     needed = needed_bytes(job.recipe, plan, measured["columns"], record["rows_per_shard"], todo)
     check_space(settings.features_dir, needed)
     return {
-        "cache": str(settings.features_dir / name),
+        "cache": keeping.shown(settings.features_dir / name),
         "hit": False,
         "fingerprint": job.key,
         "images": len(job.dataset),
@@ -99,7 +99,7 @@ def _ahead(job: Job, settings: Settings, cache: Cache | None, columns: dict[str,
 def _of_cache(cache: Cache, settings: Settings) -> dict[str, Any]:
     itemsize = ITEMSIZES[cache.recipe.store_dtype]
     return {
-        "cache": str(cache.path),
+        "cache": keeping.shown(cache.path),
         "hit": True,
         "fingerprint": cache.key,
         "images": len(cache.plan),

@@ -16,7 +16,7 @@ from featcache.extraction.request import Request, Settings
 from featcache.images.catalogue import open_source
 from featcache.images.sample import SPLITS
 from featcache.progress import Progress, silent
-from featcache.store import records
+from featcache.store import keeping, records, sealed
 from featcache.store.recent import mark_used
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Extraction:
         """Return the documented keys of `featcache extract --json`."""
         rate = self.images / self.extraction_seconds if self.extraction_seconds else None
         return {
-            "cache": str(self.path),
+            "cache": keeping.shown(self.path),
             "hit": self.hit,
             "fingerprint": self.fingerprint,
             "rows": self.rows,
@@ -98,7 +98,7 @@ def extract(
 
 def source_of(request: Request, settings: Settings) -> Source:
     """Return the source of a request's images; what featcache itself keeps beside them is no part of it."""
-    ours = (settings.features_dir, settings.data_dir)
+    ours = (settings.features_dir, keeping.shown(settings.features_dir), settings.data_dir)
     return open_source(request.dataset, settings.data_dir, exclude=ours)
 
 
@@ -139,7 +139,7 @@ def _extract(job: Job, settings: Settings, begin: float, progress: Progress, not
 
     features_dir = settings.features_dir
     existing = folder_with_key(features_dir, job.key)
-    seal = None if existing is None else records.check_sealed(existing, job.key)
+    seal = None if existing is None else sealed.check_sealed(existing, job.key)
     if existing is not None and seal is not None:
         return _found(existing, seal, begin)
     if existing is None:

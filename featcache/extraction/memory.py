@@ -21,7 +21,7 @@ from featcache.errors import CacheError, FeatcacheError
 from featcache.extraction.request import Request, versions
 from featcache.images.source import Source
 from featcache.recipe import FORMAT, sha256_of
-from featcache.store import expected, records
+from featcache.store import expected, records, sealed
 from featcache.store.recent import FOLDER
 
 # A file changed twice within the clock's grain keeps its times; what changed this recently is not remembered.
@@ -98,7 +98,7 @@ def recall(features_dir: Path, request_id: str) -> tuple[Path, dict[str, Any]] |
             return None
     except (OSError, KeyError, TypeError, IndexError, ValueError, FeatcacheError):
         return None
-    seal = records.check_sealed(cache, record["key"])
+    seal = sealed.check_sealed(cache, record["key"])
     return None if seal is None else (cache, seal)
 
 

@@ -28,7 +28,7 @@ from featcache.extraction.writer import Features, Writer
 from featcache.images.dataset import Dataset
 from featcache.progress import Progress, silent
 from featcache.recipe import Preprocess, Recipe
-from featcache.store import records
+from featcache.store import keeping, records
 from featcache.store.cache import Cache
 from featcache.store.claims import shared
 from featcache.store.plan import ShardPlan
@@ -224,7 +224,7 @@ class _Count:
 
 
 def _committed(cache: Cache, part: ShardPlan) -> bool:
-    return (cache.path / records.COMMITS / f"{part.name}.json").exists()
+    return keeping.there(cache.path / records.COMMITS / f"{part.name}.json")
 
 
 def unreadable(dataset: Dataset, bad: Sequence[Bad]) -> DatasetError:

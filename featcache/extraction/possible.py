@@ -6,7 +6,7 @@ from pathlib import Path
 
 from featcache.errors import FeatcacheError
 from featcache.extraction.request import Request, Settings
-from featcache.store import records
+from featcache.store import keeping, records
 from featcache.store.folders import caches_in
 
 
@@ -17,7 +17,7 @@ def check_possible(request: Request, settings: Settings) -> None:
     early to tell: reading a cache takes no GPU.
 
     Raises:
-        OptionError: a device, precision or runtime is not here; why.
+        OptionError: a device, precision or runtime is not here, and why; Ray with object storage.
     """
     from featcache.backbones.devices import check_precision
     from featcache.backbones.runtimes.catalogue import check_runtime
@@ -26,6 +26,8 @@ def check_possible(request: Request, settings: Settings) -> None:
     if settings.engine == "ray":
         from featcache.extraction.cluster import check_there
 
+        hint = "Start the same command without it on each machine: they share the shards."
+        keeping.refuse_remote(settings.features_dir, "--engine ray", hint)
         check_there(settings.ray_address)
         return  # the actors tell what their nodes cannot do
     devices = devices_of(settings.device)

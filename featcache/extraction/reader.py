@@ -172,6 +172,7 @@ class Reader:
 
     def close(self) -> None:
         """Stop the threads and processes; what has not begun is dropped."""
+        self.dataset.stop()
         self.pool.shutdown(wait=True, cancel_futures=True)
         self._decoder.close()
         for ring in self._rings.values():
@@ -206,7 +207,9 @@ class Reader:
         step, fitted, rows = self._decoder.images, ring is self._rings[True], batch.rows.tolist()
         for begin in range(0, len(rows), step):
             some = rows[begin : begin + step]
-            batch.tasks.append((some, self.pool.submit(self._decoder.decode, some, room, begin, fitted)))
+            source = () if self._processes else (self.dataset.begin(some),)
+            task = self.pool.submit(self._decoder.decode, some, room, begin, fitted, *source)
+            batch.tasks.append((some, task))
         return batch
 
     def _ready(self, batch: Batch) -> Batch:

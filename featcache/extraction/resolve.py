@@ -13,6 +13,7 @@ from featcache.extraction.memory import FileState, file_states
 from featcache.extraction.request import Request, versions
 from featcache.extraction.statistics import training_statistics
 from featcache.images.dataset import Dataset
+from featcache.images.source import whole_path
 from featcache.progress import Progress
 from featcache.recipe import Decoding, Preprocess, Recipe, canonical_json, format_of
 from featcache.store.plan import Plan, rows_of_shards
@@ -53,9 +54,7 @@ class Job:
         asked = self.request.to_dict()
         if self.recipe.views is not None:
             asked["augment"] = canonical_json(list(self.recipe.views.policy))
-        kind, _, path = self.request.dataset.partition(":")
-        if path:
-            asked["dataset"] = f"{kind}:{Path(path).expanduser().resolve()}"
+        asked["dataset"] = whole_path(self.request.dataset)
         is_file = self.recipe.weights.name == "file"
         asked["weights"] = str(Path(asked["weights"]).resolve()) if is_file else self.recipe.weights.name
         return asked

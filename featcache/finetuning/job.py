@@ -27,9 +27,11 @@ from featcache.finetuning.options import SCRATCH, Finetuning, Place
 from featcache.heads import saving
 from featcache.images.catalogue import open_source
 from featcache.images.dataset import Dataset
+from featcache.images.source import whole_path
 from featcache.networks import catalogue as small
 from featcache.progress import Progress
 from featcache.recipe import Preprocess, Weights
+from featcache.store import keeping
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan
 from featcache.store.positions import rows_of
@@ -91,16 +93,10 @@ def open_dataset(asked: Finetuning, place: Place, progress: Progress) -> Dataset
     Raises:
         DatasetError: it cannot be had.
     """
-    ours = (place.features_dir, place.data_dir)
+    ours = (place.features_dir, keeping.shown(place.features_dir), place.data_dir)
     source = open_source(asked.dataset, place.data_dir, exclude=ours)
     dataset = source.open(lambda done, total: progress("reading", done, total))
     return dataset if asked.limit is None else dataset.limited(asked.limit)
-
-
-def whole_path(dataset: str) -> str:
-    """Return the text that names a data set with a whole path, so that it is found from anywhere."""
-    kind, _, path = dataset.partition(":")
-    return f"{kind}:{Path(path).expanduser().resolve()}" if path else dataset
 
 
 def whole_places(asked: Finetuning) -> Finetuning:

@@ -1,7 +1,12 @@
-"""`csv:FILE`: a table with columns path, label and perhaps split; paths are relative to the file's folder."""
+"""`csv:FILE`: a table with columns path, label and perhaps split; paths are relative to the file's folder.
+
+A table may come from anyone, so its paths must stay below that folder, links included, as those of
+`folder:DIR` do.
+`csv-anywhere:FILE` is for a table that is trusted: its paths may lead anywhere.
+"""
 
 # A Path object for each of a million files would cost more than listing them.
-# ruff: noqa: PTH100, PTH111, PTH112, PTH113, PTH118, PTH119, PTH120, PTH122
+# ruff: noqa: PTH100, PTH111, PTH112, PTH113, PTH114, PTH117, PTH118, PTH119, PTH120, PTH122, PTH206
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from featcache import limits
 from featcache.errors import DatasetError
 from featcache.images.listing import SPLIT_NAMES, Entry, Origin, rows_of
 from featcache.images.scan import Scan, scan_files
@@ -19,17 +25,23 @@ if TYPE_CHECKING:
     from featcache.images.dataset import Dataset
     from featcache.images.source import Advance
 
+ANYWHERE = "csv-anywhere"
 _COLUMNS = "Its first line must be path,label or path,label,split; other columns are ignored."
 
 
 class CsvSource:
     """Images named in a CSV file (UTF-8).
 
+    Args:
+        path: of the file.
+        anywhere: whether images may lie outside its folder.
+
     Raises:
         DatasetError: the file is missing or cannot be reached.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, anywhere: bool = False) -> None:
+        self._anywhere = anywhere
         self._path = os.path.normpath(os.path.expanduser(path)) if path else ""
         if not path or not os.path.isfile(self._path):
             folder = path and os.path.isdir(self._path)
@@ -41,7 +53,7 @@ class CsvSource:
     @property
     def spec(self) -> str:
         """The path as given, without detours: "csv:photos.csv"."""
-        return f"csv:{self._path}"
+        return f"{ANYWHERE if self._anywhere else 'csv'}:{self._path}"
 
     @property
     def name(self) -> str:
@@ -75,8 +87,9 @@ class CsvSource:
         """Read the file; classes are the labels, sorted, as numbers where all are whole numbers.
 
         Raises:
-            DatasetError: a column is missing, a line has no path or label, an unknown split or a path listed
-                before; files are missing (the first and their number are named); a class has no train image.
+            DatasetError: a column is missing, a line has no path or label, an unknown split, a path listed
+                before or one that leads out of the folder; files are missing (the first and their number are
+                named); a class has no train image.
         """
         from featcache.images.stored import FileDataset
 
@@ -87,6 +100,8 @@ class CsvSource:
             if first != line:
                 raise self._wrong(line, f"{entry.id!r} was already listed in line {first}")
             entries.append(entry)
+        if not self._anywhere:
+            self._check_inside(lines)
         self._check_present(lines)
         classes = _sorted_labels({entry.label for entry in entries})
         rows = rows_of(entries, classes, Origin(self.name, self._path, (), progress))
@@ -96,6 +111,11 @@ class CsvSource:
         """Yield (line number, entry) for each line."""
         try:
             with open(self._path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+                if (size := os.fstat(file.fileno()).st_size) > (most := limits.LIST_BYTES()):
+                    raise DatasetError(
+                        f"The CSV file {self._path} has {size} bytes, at most {most} are read.",
+                        f"{limits.LIST_BYTES.variable} sets the limit.",
+                    )
                 reader = csv.reader(file, strict=True)
                 columns = self._columns(next(reader, []))
                 for cells in reader:
@@ -126,7 +146,23 @@ class CsvSource:
         split = cell("split").lower() if "split" in columns else "train"
         if split not in SPLIT_NAMES:
             raise self._wrong(line, f"unknown split {cell('split')!r}; known: {', '.join(SPLIT_NAMES)}")
-        return Entry(os.path.normpath(cell("path")).replace(os.sep, "/"), cell("label"), SPLIT_NAMES[split])
+        path = os.path.normpath(cell("path"))
+        if not self._anywhere and (os.path.isabs(path) or path.split(os.sep)[0] == os.pardir):
+            raise self._outside(line, path)
+        return Entry(path.replace(os.sep, "/"), cell("label"), SPLIT_NAMES[split])
+
+    def _check_inside(self, lines: dict[str, int]) -> None:
+        """Refuse links that lead out of the folder."""
+        home = os.path.join(os.path.realpath(self._folder), "")
+        folders: dict[str, bool] = {}
+        for name, line in lines.items():
+            path = os.path.join(self._folder, name)
+            folder = os.path.dirname(path)
+            if folder not in folders:
+                folders[folder] = os.path.join(os.path.realpath(folder), "").startswith(home)
+            inside = folders[folder]
+            if not inside or (os.path.islink(path) and not os.path.realpath(path).startswith(home)):
+                raise self._outside(line, name)
 
     def _check_present(self, lines: dict[str, int]) -> None:
         missing = [name for name in lines if not os.path.isfile(os.path.join(self._folder, name))]
@@ -138,6 +174,12 @@ class CsvSource:
 
     def _wrong(self, line: int, what: str) -> DatasetError:
         return DatasetError(f"{self._path}, line {line}: {what}.", "Correct the file and run again.")
+
+    def _outside(self, line: int, path: str) -> DatasetError:
+        return DatasetError(
+            f"{self._path}, line {line}: the path {path!r} leads out of the file's folder.",
+            f"If you trust the file: {ANYWHERE}:{self._path}.",
+        )
 
 
 def _sorted_labels(labels: set[str]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +99,16 @@ class Dataset(ABC):
         """Return the path of the file that holds just this sample, None where there is none."""
         return None
 
+    def begin(self, rows: Sequence[int]) -> Callable[[int], bytes | NDArray[np.uint8]]:
+        """Ask for some samples without waiting for them; return what gives, by its place, each as `raw` does.
+
+        Files are read when they are wanted; what comes from far away is under way from now on.
+        """
+        return lambda place: self.raw(rows[place])
+
+    def stop(self) -> None:  # noqa: B027
+        """Let go of what was asked for and is not wanted any more."""
+
     def image(self, i: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
         """Return the RGB pixels of a sample, uint8 (H, W, 3). Safe to call from many threads.
 
@@ -161,6 +171,7 @@ class Dataset(ABC):
             yield from zip(others, pool.map(self._hashes, others), strict=True)
 
     def _hashes(self, rows: NDArray[np.int64]) -> bytes:
+        """Return the hashes of some samples, one behind the other."""
         return b"".join(self._hash(i) for i in rows.tolist())
 
     def _hash(self, i: int) -> bytes:
@@ -201,6 +212,14 @@ class _Part(Dataset):
     def file(self, i: int) -> str | None:
         """Return the sample's file, as the whole data set's `file` does."""
         return self._whole.file(self._rows[i])
+
+    def begin(self, rows: Sequence[int]) -> Callable[[int], bytes | NDArray[np.uint8]]:
+        """Ask for some samples, as the whole data set's `begin` does."""
+        return self._whole.begin([self._rows[row] for row in rows])
+
+    def stop(self) -> None:
+        """Let go of what was asked for."""
+        self._whole.stop()
 
 
 def content_hash(data: bytes | NDArray[np.uint8]) -> bytes:

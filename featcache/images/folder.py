@@ -13,6 +13,7 @@ that are excluded, because our own caches are in them, and links into these.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -37,7 +38,7 @@ class FolderSource:
         DatasetError: the path is missing, cannot be reached or is no folder.
     """
 
-    def __init__(self, path: str, exclude: Sequence[Path] = ()) -> None:
+    def __init__(self, path: str, exclude: Sequence[Path | str] = ()) -> None:
         self._path = os.path.normpath(os.path.expanduser(path)) if path else ""
         if not path or not os.path.isdir(self._path):
             what = "is a file, not a folder" if os.path.isfile(self._path) else not_there(self._path)
@@ -87,30 +88,37 @@ class FolderSource:
         """
         from featcache.images.stored import FileDataset
 
-        tree = _Tree(self._path, self._exclude)
+        tree = _Folders(self._path, self._exclude)
         entries, classes = tree.entries()
         rows = rows_of(entries, classes, Origin(self.name, self._path, tree.ignored, progress))
         return FileDataset(rows, self.root)
 
 
-def _below(path: str, folders: Iterable[Path]) -> frozenset[str]:
+def _below(path: str, folders: Iterable[Path | str]) -> frozenset[str]:
     """Return the folders that lie below a path, relative to it; whether they exist does not matter."""
     above = f"{os.path.realpath(path).rstrip('/')}/"
     real = (os.path.realpath(os.path.expanduser(folder)) for folder in folders)
     return frozenset(name.removeprefix(above) for name in real if name.startswith(above))
 
 
-class _Tree:
-    """One walk through a folder of images; `ignored` fills as it goes."""
+Listed = tuple[dict[str, tuple[str, ...]], list[str]]
+"""The folders in one folder, each with what led there, and the images in it, in the order of their bytes."""
 
-    def __init__(self, path: str, exclude: Iterable[str]) -> None:
-        self._path, self._real = path, os.path.realpath(path)
-        self._exclude = tuple(f"{self._real.rstrip('/')}/{name}/" for name in exclude)
+
+class Tree(ABC):
+    """One walk through a tree of images at `path`; `ignored` fills as it goes."""
+
+    def __init__(self, path: str, top: str) -> None:
+        self._path, self._top = path, top
         self.ignored: list[str] = []
+
+    @abstractmethod
+    def _listed(self, folder: str, stack: tuple[str, ...]) -> Listed:
+        """Return what is in one folder; what is no image of ours is put to the ignored."""
 
     def entries(self) -> tuple[list[Entry], list[str]]:
         """Return the images and the class names in the order of their bytes."""
-        folders, images = self._listed("", (self._real,))
+        folders, images = self._listed("", (self._top,))
         self.ignored += images
         splits = [name for name in folders if name.lower() in SPLIT_NAMES]
         if splits and len(splits) < len(folders):
@@ -160,8 +168,25 @@ class _Tree:
         if not count:
             self.ignored.append(f"{folder}/")
 
-    def _listed(self, folder: str, stack: tuple[str, ...]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-        """Return the folders in one folder, each with the real paths that led there, and the images in it."""
+    def _nothing(self, loose: list[str]) -> DatasetError:
+        if loose:
+            said = f"its {len(loose)} images lie in no class folder (the first is {loose[0]!r})"
+        elif self.ignored:
+            said = f"{len(self.ignored)} entries were ignored (the first is {min(self.ignored)!r})"
+        else:
+            said = "it is empty"
+        return DatasetError(f"{self._path} holds no images of a class: {said}.", _LAYOUTS)
+
+
+class _Folders(Tree):
+    """A walk through folders of this machine; what led to one are real paths."""
+
+    def __init__(self, path: str, exclude: Iterable[str]) -> None:
+        self._real = os.path.realpath(path)
+        super().__init__(path, self._real)
+        self._exclude = tuple(f"{self._real.rstrip('/')}/{name}/" for name in exclude)
+
+    def _listed(self, folder: str, stack: tuple[str, ...]) -> Listed:
         where = f"{self._path}/{folder}" if folder else self._path
         folders: dict[str, tuple[str, ...]] = {}
         images: list[str] = []
@@ -198,12 +223,3 @@ class _Tree:
             images.append(name)
         else:
             self.ignored.append(name)
-
-    def _nothing(self, loose: list[str]) -> DatasetError:
-        if loose:
-            said = f"its {len(loose)} images lie in no class folder (the first is {loose[0]!r})"
-        elif self.ignored:
-            said = f"{len(self.ignored)} entries were ignored (the first is {min(self.ignored)!r})"
-        else:
-            said = "it is empty"
-        return DatasetError(f"{self._path} holds no images of a class: {said}.", _LAYOUTS)

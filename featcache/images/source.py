@@ -8,7 +8,10 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
+
+from featcache.objects import is_url
 
 if TYPE_CHECKING:
     from featcache.images.dataset import Dataset
@@ -48,6 +51,12 @@ class Source(Protocol):
             DatasetError: the source is missing, empty or contradicts itself.
         """
         ...
+
+
+def whole_path(spec: str) -> str:
+    """Return the text that names a source with a whole path, so that it is found from anywhere."""
+    kind, _, path = spec.partition(":")
+    return f"{kind}:{Path(path).expanduser().resolve()}" if path and not is_url(path) else spec
 
 
 def not_there(path: str) -> str:

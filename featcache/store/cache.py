@@ -13,7 +13,18 @@ from numpy.typing import NDArray
 from featcache import atomic, limits
 from featcache.errors import CacheError, DamagedError, OptionError, unknown
 from featcache.recipe import FORMAT, Recipe
-from featcache.store import claims, layout, plan_file, publishing, quantised, records, shard, sharing
+from featcache.store import (
+    claims,
+    keeping,
+    layout,
+    plan_file,
+    publishing,
+    quantised,
+    records,
+    sealed,
+    shard,
+    sharing,
+)
 from featcache.store.plan import Plan, ShardPlan
 from featcache.store.records import Commit
 
@@ -115,8 +126,7 @@ class Cache:
         planned = {part.name: part for part in self.shards()}
         found = {commit.shard: commit for commit in records.read_commits(self.path, self.key)}
         for name, commit in found.items():
-            part = planned.get(name)
-            if part is None or not commit.fits(part.first, part.stop):
+            if (part := planned.get(name)) is None or not commit.fits(part.first, part.stop):
                 raise DamagedError(f"The commit record of shard {name} in {self.path} does not fit the plan.")
         return found
 
@@ -168,11 +178,8 @@ class Cache:
         Raises:
             CacheError: shards are still missing.
         """
-        left = self.todo()
-        if left:
-            raise CacheError(
-                f"{self.name} is not finished: {len(left)} shards are missing.", "Extract again."
-            )
+        if left := len(self.todo()):
+            raise CacheError(f"{self.name} is not finished: {left} shards are missing.", "Extract again.")
         # The last record may be another process's, linked but not yet durable: the seal must not outlive it.
         atomic.settle(self.path / records.COMMITS)
         commits = list(self.commits().values())
@@ -188,7 +195,7 @@ class Cache:
         data = records.to_bytes(seal)
         path = self.path / records.SEAL
         if not path.exists() or records.read_regular(path, limits.RECORD_BYTES()) != data:
-            atomic.write(path, data)
+            keeping.write(path, data)
         else:
             atomic.settle(self.path)  # written by another process, perhaps a moment ago
         for folder in (self.path, self.path / records.SHARDS, self.path / records.COMMITS):
@@ -203,22 +210,24 @@ class Cache:
         Raises:
             DamagedError: a shard or record is missing or not the sealed one.
         """
-        return records.check_sealed(self.path, self.key)
+        return sealed.check_sealed(self.path, self.key)
 
     def bad_images(self) -> list[tuple[str, str]]:
         """Return (id, reason) of every image that could not be read, in the order of the plan."""
         bad = sorted(each for commit in self.commits().values() for each in commit.bad)
         return [(self.plan.ids[row], reason) for row, reason in bad]
 
-    def blocks(self, commit: Commit) -> dict[str, shard.Block]:
+    def blocks(self, commit: Commit, afresh: bool = False) -> dict[str, shard.Block]:
         """Check a shard byte for byte and array by array; return where its arrays lie.
+
+        With `afresh` a copy of one that is elsewhere is made anew.
 
         Raises:
             DamagedError: it is missing or differs from what was committed.
         """
-        path = records.check_size(self.path, commit)
+        path = sealed.check_size(self.path, commit)
         try:
-            found = shard.hash_of_file(path)
+            found = shard.hash_brought(path, commit.xxh3_128, afresh)
         except OSError as error:
             raise self._harmed(path, f"it cannot be read ({error.strerror or error})") from error
         if found != commit.xxh3_128:
@@ -244,14 +253,14 @@ class Cache:
                 yield part, "not extracted yet"
                 continue
             try:
-                self.blocks(done[part.name])
+                self.blocks(done[part.name], afresh=True)
             except DamagedError as error:
                 yield part, error.message
             else:
                 yield part, ""
 
     def _harmed(self, path: Path, why: str) -> DamagedError:
-        return DamagedError(f"Shard {path} is damaged: {why}.", self._mend())
+        return DamagedError(f"Shard {keeping.shown(path)} is damaged: {why}.", self._mend())
 
     def _mend(self) -> str:
         return f"Run: featcache verify {self.name} --repair."

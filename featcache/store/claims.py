@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from featcache.store import keeping
 from featcache.store.plan import ShardPlan
 from featcache.store.recent import FOLDER
 
@@ -46,6 +47,8 @@ def shared(
 
 def forget(cache: Path) -> None:
     """Remove all claims on a finished cache's shards: empty files, and nothing else."""
+    if (far := keeping.far_of(cache)) is not None:
+        far.forget_claims(cache)
     folder = _folder(cache)
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
@@ -59,6 +62,9 @@ def _folder(cache: Path) -> Path:
 
 
 def _claim(path: Path) -> bool:
+    far = keeping.far_of(path)
+    if far is not None and (first := far.claim(path)) is not None:
+        return first
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL))
     except FileExistsError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from featcache.errors import CacheError
-from featcache.store import records
+from featcache.store import keeping, records
 
 
 def caches_in(features_dir: Path) -> list[Path]:
@@ -29,6 +29,7 @@ def find_cache(features_dir: Path, name: str) -> Path:
     Raises:
         CacheError: none or several match; the message lists those there are.
     """
+    name = keeping.below(features_dir, name)
     if name and (Path(name) / records.RECIPE).is_file():
         return Path(name).resolve()
     there = caches_in(features_dir)
@@ -36,13 +37,12 @@ def find_cache(features_dir: Path, name: str) -> Path:
     matching = exact or [path for path in there if name in path.name]
     if len(matching) == 1:
         return matching[0]
+    where = keeping.shown(features_dir)
     listed = ", ".join(path.name for path in (matching or there)) or "none yet"
     if matching:
         what = f"{name!r} names {len(matching)} caches" if name else f"There are {len(matching)} caches"
-        raise CacheError(f"{what} in {features_dir}: {listed}.", "Say which one, or give more of its name.")
+        raise CacheError(f"{what} in {where}: {listed}.", "Say which one, or give more of its name.")
     raise CacheError(
-        f"No cache {name!r} in {features_dir}. There: {listed}."
-        if name
-        else f"No cache in {features_dir}: none yet.",
+        f"No cache {name!r} in {where}. There: {listed}." if name else f"No cache in {where}: none yet.",
         "Make one with: featcache extract --backbone vgg16.",
     )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from featcache import atomic
 from featcache.errors import DamagedError
-from featcache.store import plan_file, records
+from featcache.store import keeping, plan_file, records, sealed
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan, ShardPlan
 
@@ -24,12 +23,12 @@ def discard_damaged_records(cache: Cache) -> None:
         except DamagedError:
             good = False
         if not good:
-            atomic.remove(path)
-            atomic.remove(cache.path / records.SEAL)
+            keeping.remove(path)
+            keeping.remove(cache.path / records.SEAL)
     try:
-        records.check_sealed(cache.path, cache.key)
+        sealed.check_sealed(cache.path, cache.key)
     except DamagedError:
-        atomic.remove(cache.path / records.SEAL)
+        keeping.remove(cache.path / records.SEAL)
 
 
 def discard(cache: Cache, part: ShardPlan) -> None:
@@ -38,8 +37,8 @@ def discard(cache: Cache, part: ShardPlan) -> None:
     Raises:
         CacheError: the file system refuses.
     """
-    atomic.remove(cache.path / records.SEAL)
-    atomic.remove(cache.path / records.COMMITS / f"{part.name}.json")
+    keeping.remove(cache.path / records.SEAL)
+    keeping.remove(cache.path / records.COMMITS / f"{part.name}.json")
 
 
 def restore_plan(cache: Cache, plan: Plan) -> bool:

@@ -15,9 +15,8 @@ from typing import Any
 import numpy as np
 import xxhash
 
-from featcache import atomic
 from featcache.errors import DamagedError
-from featcache.store import layout, records
+from featcache.store import keeping, layout, records
 from featcache.store.arrays import mapped
 from featcache.store.plan import BLOCK, Plan
 
@@ -32,7 +31,7 @@ def write_plan(folder: Path, plan: Plan) -> dict[str, Any]:
         SpaceError, CacheError: it cannot be written.
     """
     data, facts = _told(plan)
-    atomic.write(folder / records.PLAN, data)
+    keeping.write(folder / records.PLAN, data)
     return facts
 
 
@@ -45,7 +44,7 @@ def restore_plan(folder: Path, plan: Plan, expected: Mapping[str, Any]) -> bool:
     data, facts = _told(plan)
     if facts != dict(expected):
         return False
-    atomic.write(folder / records.PLAN, data)
+    keeping.write(folder / records.PLAN, data)
     return True
 
 
@@ -70,6 +69,10 @@ def open_plan(folder: Path, expected: Mapping[str, Any], classes: int, mend: str
         CacheError: it cannot be read.
     """
     path = folder / records.PLAN
+    return keeping.undamaged(path, lambda: _opened(path, expected, classes, mend))
+
+
+def _opened(path: Path, expected: Mapping[str, Any], classes: int, mend: str) -> Plan:
     try:
         with records.open_regular(path, expected["bytes"]) as file:
             if (size := _size(file)) != expected["bytes"] or _hash(file) != expected["xxh3_128"]:

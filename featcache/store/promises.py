@@ -10,8 +10,9 @@ from pathlib import Path
 
 from featcache import atomic
 from featcache.errors import FeatcacheError
-from featcache.store import folder_checks
+from featcache.store import folder_checks, keeping
 
+_STORE = "the object store says which writer was first"
 SEVERAL, ONE, NOBODY = "several processes", "one process at a time", "nobody"
 
 
@@ -20,14 +21,18 @@ def check_promises(folder: Path) -> dict[str, str]:
 
     The folder's own files are not touched; the trial files are removed. Takes about a second.
     """
-    return {**_tried(folder, _FOR_ONE), **_tried(folder, _FOR_SEVERAL)}
+    if (far := keeping.far_of(folder)) is not None:
+        many = {_STORE: "" if far.several() else "it has no put-if-absent, or does not keep to it"}
+    else:
+        many = _tried(folder, _FOR_SEVERAL)
+    return {**_tried(folder, _FOR_ONE), **many}
 
 
 def safe_for(found: dict[str, str]) -> str:
     """Return who may write into a folder of which `check_promises` found this."""
     if any(found[name] for name in _FOR_ONE):
         return NOBODY
-    return ONE if any(found[name] for name in _FOR_SEVERAL) else SEVERAL
+    return ONE if any(found.values()) else SEVERAL
 
 
 def _tried(folder: Path, trials: Mapping[str, Callable[[Path], str]]) -> dict[str, str]:

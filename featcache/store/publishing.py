@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featcache import atomic
-from featcache.store import records, sharing
+from featcache.store import keeping, records, sharing
 from featcache.store.records import Commit
 
 
@@ -34,9 +34,9 @@ def publish_recipe(cache: Path, record: bytes, alone: bool) -> bool:
     """Write a cache's recipe; return False if another process was first.
 
     Raises:
-        SpaceError, CacheError: as `atomic.publish_once`.
+        SpaceError, CacheError: as `keeping.publish_once`.
     """
-    return atomic.publish_once(cache / records.RECIPE, record, alone)
+    return keeping.publish_once(cache / records.RECIPE, record, alone)
 
 
 def publish_shard(cache: Path, commit: Commit, data: Sequence[memoryview], alone: bool) -> bool:
@@ -46,8 +46,8 @@ def publish_shard(cache: Path, commit: Commit, data: Sequence[memoryview], alone
         SpaceError, CacheError: one cannot be written; nothing half-written is visible.
     """
     path = cache / records.SHARDS / commit.file
-    atomic.write(path, data)
-    won = atomic.publish_once(cache / records.COMMITS / f"{commit.shard}.json", commit.to_bytes(), alone)
-    if won and not path.exists():  # held up for so long between the two that gc took it for an orphan
-        atomic.write(path, data)
+    keeping.write(path, data)
+    won = keeping.publish_once(cache / records.COMMITS / f"{commit.shard}.json", commit.to_bytes(), alone)
+    if won and not keeping.there(path):  # held up for so long between the two that gc took it for an orphan
+        keeping.write(path, data)
     return won

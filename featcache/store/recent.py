@@ -10,8 +10,8 @@ from pathlib import Path
 from featcache import atomic
 from featcache.errors import CacheError, FeatcacheError
 from featcache.store import records
+from featcache.store.keeping import FOLDER as FOLDER
 
-FOLDER = ".featcache"
 _MOST = 10_000  # bytes of a name
 USED = "used"  # an empty file for each cache, whose time says when it was used
 

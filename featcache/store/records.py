@@ -21,7 +21,7 @@ from typing import Any
 from featcache import limits
 from featcache.errors import CacheError, DamagedError
 from featcache.recipe import canonical_json, check_format, sha256_of
-from featcache.store import expected
+from featcache.store import expected, keeping
 
 RECIPE = "recipe.json"
 PLAN = "plan.npz"
@@ -70,6 +70,10 @@ def read(path: Path) -> dict[str, Any]:
         FormatError: the record is of an unknown format.
         FileNotFoundError: there is no such file.
     """
+    return keeping.undamaged(path, lambda: _read(path))
+
+
+def _read(path: Path) -> dict[str, Any]:
     data = read_regular(path, limits.RECORD_BYTES())
     try:
         record = json.loads(data, parse_constant=_refuse_constant, object_pairs_hook=_object)
@@ -77,12 +81,12 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError("it is no object")
         claimed, found = record.pop("sha256", None), sha256_of(record)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"it is no JSON record ({error})") from error
+        raise damaged(path, f"it is no JSON record ({error})") from error
     if "format" not in record:
-        raise _damaged(path, "it names no format")
+        raise damaged(path, "it names no format")
     check_format(record["format"], str(path))
     if claimed != found:
-        raise _damaged(path, "its content differs from its own sha256")
+        raise damaged(path, "its content differs from its own sha256")
     return record
 
 
@@ -94,7 +98,7 @@ def read_as(path: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     """
     record = read(path)
     if field := expected.wrong(record, fields):
-        raise _damaged(path, f"its field {field!r} is missing or malformed")
+        raise damaged(path, f"its field {field!r} is missing or malformed")
     return record
 
 
@@ -113,20 +117,21 @@ def read_regular(path: Path, limit: int) -> bytes:
 @contextlib.contextmanager
 def open_regular(path: Path, limit: int) -> Iterator[io.FileIO]:
     """Open what `read_regular` reads, for as long as it is wanted; it raises the same."""
+    keeping.bring(path)
     try:
         descriptor = os.open(path, _READ_FLAGS)
         with open(descriptor, "rb", buffering=0) as file:
             facts = os.fstat(descriptor)
             if not stat.S_ISREG(facts.st_mode):
-                raise _damaged(path, "it is not a regular file")
+                raise damaged(path, "it is not a regular file")
             if facts.st_size > limit:
-                raise _damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
+                raise damaged(path, f"it has {facts.st_size} bytes, at most {limit} were expected")
             yield file
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-            raise _damaged(path, "it is not a regular file") from error
+            raise damaged(path, "it is not a regular file") from error
         raise CacheError(
             f"Cannot read {path}: {error.strerror or error}.", "Check its permissions and the disk."
         ) from error
@@ -143,8 +148,9 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not allowed")
 
 
-def _damaged(path: Path, why: str) -> DamagedError:
-    return DamagedError(f"{path} is damaged: {why}.", _mend(path))
+def damaged(path: Path, why: str) -> DamagedError:
+    """Return the error that names a damaged file and says what mends it."""
+    return DamagedError(f"{keeping.shown(path)} is damaged: {why}.", _mend(path))
 
 
 def _mend(path: Path) -> str:
@@ -192,13 +198,13 @@ def read_commit(path: Path) -> Commit:
     try:
         commit = Commit(**{**record, "bad": tuple((row, reason) for row, reason in record["bad"])})
     except TypeError as error:
-        raise _damaged(path, f"it is no commit record ({error})") from error
+        raise damaged(path, f"it is no commit record ({error})") from error
     if any(not commit.first <= row <= commit.last for row, _ in commit.bad):
-        raise _damaged(path, "it names bad rows of other shards")
+        raise damaged(path, "it names bad rows of other shards")
     if commit.shard != path.stem or not SHARD_NAME.fullmatch(commit.shard):
-        raise _damaged(path, f"it speaks of shard {commit.shard!r}")
+        raise damaged(path, f"it speaks of shard {commit.shard!r}")
     if commit.file != f"{commit.shard}-{commit.xxh3_128[:16]}.h5" or not FILE_NAME.fullmatch(commit.file):
-        raise _damaged(path, f"it names the file {commit.file!r}")
+        raise damaged(path, f"it names the file {commit.file!r}")
     return commit
 
 
@@ -208,10 +214,12 @@ def read_commits(folder: Path, key: str) -> Iterator[Commit]:
     Raises:
         DamagedError: one is damaged or belongs to another cache.
     """
+    if (far := keeping.far_of(folder)) is not None:
+        far.refresh_commits(folder)
     for path in sorted((folder / COMMITS).glob("*.json")):
         commit = read_commit(path)
         if commit.key != key:
-            raise _damaged(path, f"it belongs to another cache (key {commit.key[:10]}, here {key[:10]})")
+            raise damaged(path, f"it belongs to another cache (key {commit.key[:10]}, here {key[:10]})")
         yield commit
 
 
@@ -237,9 +245,9 @@ def read_recipe(folder: Path) -> dict[str, Any]:
         ) from error
     for name in (SHARDS, COMMITS, HEADS):
         if (folder / name).is_symlink():
-            raise _damaged(folder / name, "it is a link to elsewhere")
+            raise damaged(folder / name, "it is a link to elsewhere")
     if record["key"] != cache_key(sha256_of(record["recipe"]), record["dataset"]["fingerprint"]):
-        raise _damaged(path, "its key is not that of its recipe and data set")
+        raise damaged(path, "its key is not that of its recipe and data set")
     return record
 
 
@@ -253,40 +261,3 @@ def read_seal(folder: Path) -> dict[str, Any] | None:
         return read_as(folder / SEAL, expected.SEAL)
     except FileNotFoundError:
         return None
-
-
-def check_sealed(folder: Path, key: str) -> dict[str, Any] | None:
-    """Return the seal if it agrees with the commit records and every shard has its size; None if unsealed.
-
-    No shard is opened: `featcache verify` reads the bytes, and so does every table before its first use.
-
-    Raises:
-        DamagedError: a commit record or a shard is missing, of another size or not the sealed one.
-    """
-    seal = read_seal(folder)
-    if seal is None:
-        return None
-    commits = list(read_commits(folder, key))
-    if seal.get("key") != key or seal.get("commits") != digest_of(commits):
-        raise _damaged(folder / SEAL, "it does not agree with the commit records")
-    for commit in commits:
-        check_size(folder, commit)
-    return seal
-
-
-def check_size(folder: Path, commit: Commit) -> Path:
-    """Return a shard's path if it is there, a regular file, with the committed size.
-
-    Raises:
-        DamagedError: it is missing or not of that size.
-    """
-    path = folder / SHARDS / commit.file
-    try:
-        facts = path.lstat()
-    except FileNotFoundError:
-        raise _damaged(path, "the shard is missing") from None
-    except OSError as error:
-        raise _damaged(path, f"it cannot be looked at ({error.strerror})") from error
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size != commit.size:
-        raise _damaged(path, f"it has {facts.st_size} bytes, {commit.size} were committed")
-    return path

@@ -18,7 +18,7 @@ from typing import Any
 from featcache import atomic
 from featcache.errors import CacheError
 from featcache.recipe import FORMAT, sha256_of
-from featcache.store import expected, plan_file, records
+from featcache.store import expected, keeping, plan_file, records
 from featcache.store.cache import Cache
 from featcache.store.plan import Plan
 
@@ -64,7 +64,7 @@ class Roster:
         if not (path / records.ROSTER).exists():
             facts = plan_file.write_plan(path, plan)
             whole = {"format": FORMAT, "key": key, "dataset": dataset, "request": request, "plan": facts}
-            atomic.publish_once(path / records.ROSTER, records.to_bytes(whole))
+            keeping.publish_once(path / records.ROSTER, records.to_bytes(whole))
         found = cls(path)
         if found.key != key:
             raise CacheError(f"{path} holds the rows of another data set.", _MEND)

@@ -15,7 +15,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from featcache.errors import DamagedError
-from featcache.store import layout
+from featcache.store import keeping, layout
 from featcache.store.quantised import OFFSET, SCALE, name_of
 
 OK, BAD = 0, 1  # the status codes of a row
@@ -102,6 +102,22 @@ def hash_of_file(path: Path) -> str:
     if max(times) < time.time_ns() - _SETTLED_NS:
         _verified[key] = digest.hexdigest()
     return digest.hexdigest()
+
+
+def hash_brought(path: Path, expected: str, afresh: bool = False) -> str:
+    """Return the xxh3-128 of a shard, which is fetched first where it is not here.
+
+    A copy that differs from what is expected is fetched once more; so is, with `afresh`, any copy.
+
+    Raises:
+        OSError: it cannot be read.
+        CacheError: it cannot be fetched.
+    """
+    fetched = keeping.bring(path, afresh)
+    found = hash_of_file(path)
+    if found != expected and not fetched and keeping.bring(path, again=True):
+        found = hash_of_file(path)
+    return found
 
 
 def blocks(path: Path, columns: Mapping[str, int], dtype: str, rows: int, views: int = 1) -> dict[str, Block]:

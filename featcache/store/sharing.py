@@ -16,7 +16,7 @@ from pathlib import Path
 
 from featcache import atomic
 from featcache.errors import CacheError, DamagedError
-from featcache.store import records
+from featcache.store import keeping, records
 from featcache.store.recent import FOLDER
 
 MARK = "writer"  # in the cache, where only one process may write: who it is, as a temporary's name
@@ -38,6 +38,8 @@ def admit(cache: Path) -> bool:
     Raises:
         CacheError: only one may, and another process does.
     """
+    if (far := keeping.far_of(cache)) is not None:
+        return far.admit(cache)
     key = (str(cache.parent), cache.parent.stat().st_dev)
     with _one_at_a_time:
         if key not in _found:
@@ -130,6 +132,8 @@ def _said(path: Path) -> str:
 
 def release(cache: Path) -> None:
     """Take the mark away, if it is this process's."""
+    if (far := keeping.far_of(cache)) is not None:
+        far.release(cache)
     mark = cache / MARK
     if _held.pop(mark, None) == os.getpid():
         with contextlib.suppress(OSError):

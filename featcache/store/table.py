@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from featcache.errors import CacheError, OptionError
 from featcache.images.sample import SPLITS
 from featcache.selection import Selection
+from featcache.store import keeping, records
 from featcache.store.cache import Cache
 from featcache.store.mapping import one_array
 from featcache.store.plan import Plan
@@ -151,7 +152,9 @@ def read_table(
     if not len(positions):
         raise _empty(cache, split)
     chosen = cache.node(node)
-    blocks = [cache.blocks(done[part.name]) for part in cache.shards() if part.name.startswith(f"{stored}-")]
+    parts = [part.name for part in cache.shards() if part.name.startswith(f"{stored}-")]
+    keeping.bring_all([cache.path / records.SHARDS / done[name].file for name in parts])
+    blocks = [cache.blocks(done[name]) for name in parts]
     rows = positions + first
     count = cache.recipe.views_in(stored)
     return Table(

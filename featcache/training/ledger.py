@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from featcache.errors import CacheError, FeatcacheError, unknown
+from featcache.store import keeping
 from featcache.training.columns import COLUMNS, GROUPS, MEASURES, conditions, measure, values_of
 from featcache.training.columns import column as column_of
 from featcache.training.runs import all_runs, read_run, readable
@@ -132,6 +133,7 @@ class Ledger:
         return Check(len(expected) + len(unreadable), dict(sorted(wrong.items())), unreadable)
 
     def _found(self, query: str, values: Sequence[Any], limit: int | None) -> list[dict[str, Any]]:
+        self._catch_up()
         if not os.path.lexists(self.path):
             return []
         with self._open() as db:
@@ -139,11 +141,17 @@ class Ledger:
         return [{**dict(row), "params": _params(row["params"])} for row in rows]
 
     def _stored(self) -> dict[str, list[Any]]:
+        self._catch_up()
         if not os.path.lexists(self.path):
             return {}
         with self._open() as db:
             rows = db.execute(f"SELECT {', '.join(COLUMNS)} FROM runs").fetchall()
         return {row["run"]: list(row) for row in rows}
+
+    def _catch_up(self) -> None:
+        """Make the index anew if runs came or went elsewhere: other machines have ledgers of their own."""
+        if keeping.runs_changed(self.features_dir):
+            self.rebuild()
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 
 from featcache import atomic, limits
 from featcache.errors import DamagedError, FeatcacheError, RunError
+from featcache.objects import is_url
 from featcache.recipe import FORMAT
-from featcache.store import expected, records
+from featcache.store import expected, keeping, records
 from featcache.store.arrays import unpack
+from featcache.store.checked import read_checked
 from featcache.store.folders import places_of_runs
 
 RUN = "run.json"
@@ -63,10 +65,10 @@ def write_run(
     atomic.make_folder(folder)
     files = {name: head, HISTORY: _csv(history), PREDICTIONS: _npz(predictions)}
     for file, data in files.items():
-        atomic.write(folder / file, data, settled=file == PREDICTIONS)  # the last, for all of them
+        keeping.write(folder / file, data, settled=file == PREDICTIONS)  # the last, for all of them
     hashes = {file: xxhash.xxh3_128_hexdigest(data) for file, data in files.items()}
     record = {"format": FORMAT, **facts, "files": hashes}
-    atomic.write(folder / RUN, records.to_bytes(record))
+    keeping.write(folder / RUN, records.to_bytes(record))
     return record
 
 
@@ -82,9 +84,9 @@ def add_predictions(
     """
     data = _npz(predictions)
     files = {**record["files"], TEST_PREDICTIONS: xxhash.xxh3_128_hexdigest(data)}
-    atomic.write(folder / TEST_PREDICTIONS, data)
+    keeping.write(folder / TEST_PREDICTIONS, data)
     whole = {**record, "files": files}
-    atomic.write(folder / RUN, records.to_bytes(whole))
+    keeping.write(folder / RUN, records.to_bytes(whole))
     return whole
 
 
@@ -120,10 +122,10 @@ def read_file(folder: Path, record: Mapping[str, Any], name: str) -> bytes:
     """
     path = folder / name
     try:
-        data = records.read_regular(path, limits.RUN_FILE_BYTES())
+        data = read_checked(path, limits.RUN_FILE_BYTES(), str(record["files"].get(name)))
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing.", "Train the head again.") from None
-    if xxhash.xxh3_128_hexdigest(data) != record["files"].get(name):
+    if data is None:
         raise DamagedError(f"{path} differs from what was written.", "Train the head again.")
     return data
 
@@ -160,6 +162,8 @@ def find_run(features_dir: Path, name: str, unfinished: bool = False) -> Path:
     Raises:
         RunError: none or several match; the message lists them.
     """
+    if is_url(name):
+        name = keeping.below(features_dir, name).rpartition("/")[2]
     if name and (Path(name) / RUN).is_file():
         return Path(name).resolve()
     there = _folders(features_dir, unfinished)
@@ -172,7 +176,7 @@ def find_run(features_dir: Path, name: str, unfinished: bool = False) -> Path:
         raise RunError(f"{name!r} names {len(matching)} runs: {listed}.", "Give more of the id.")
     listed = ", ".join(path.name for path in there[-10:]) or "none yet"
     raise RunError(
-        f"No run {name!r} in {features_dir}. The latest there: {listed}.",
+        f"No run {name!r} in {keeping.shown(features_dir)}. The latest there: {listed}.",
         "Train one with: featcache train-head --head mlp.",
     )
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 """The default limit on width times height, checked from the header before any pixel is decoded."""
 
+_ROOM = 64 << 20  # bytes that must be to be had where an image is called bad for what its decoder says
 _quiet_lock = threading.Lock()
 
 
@@ -69,6 +70,7 @@ def _again(data: bytes, max_pixels: int) -> NDArray[np.uint8]:
     except (BadImageError, MemoryError):
         raise
     except Exception as error:
+        np.empty(_ROOM, np.uint8)  # address space alone, given back at once: raises where memory was short
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise BadImageError(f"cannot be decoded: {reason}") from error
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 
@@ -20,6 +21,9 @@ class Memory:
     Args:
         size: in bytes.
         shared: whether other processes get at it, by the descriptor `handle`.
+
+    Raises:
+        MemoryError: there is no room for it.
     """
 
     def __init__(self, size: int, shared: bool = False) -> None:
@@ -27,7 +31,7 @@ class Memory:
         if shared:
             self.handle = os.memfd_create("featcache-pixels")
             os.ftruncate(self.handle, size)
-        self.bytes = np.frombuffer(mmap.mmap(self.handle, size), dtype=np.uint8)
+        self.bytes = mapped(self.handle, size)
 
     def close(self) -> None:
         """Give the memory up; it goes when no array lies in it any more."""
@@ -38,5 +42,14 @@ class Memory:
 
 
 def mapped(handle: int, size: int) -> NDArray[np.uint8]:
-    """Return the memory that another process has handed here, by its descriptor."""
-    return np.frombuffer(mmap.mmap(handle, size), dtype=np.uint8)
+    """Return the memory that another process has handed here, by its descriptor; fresh memory for -1.
+
+    Raises:
+        MemoryError: there is no room for it, which mmap calls an error of the system.
+    """
+    try:
+        return np.frombuffer(mmap.mmap(handle, size), dtype=np.uint8)
+    except OSError as error:
+        if error.errno != errno.ENOMEM:
+            raise
+        raise MemoryError(f"no room for {size} bytes of pixels") from error

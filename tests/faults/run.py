@@ -54,6 +54,10 @@ SECONDS = {
     "test_only_ours_goes_whatever_lies_around": 130.0,
     "test_a_writer_at_work_loses_nothing": 40.0,
     "test_each_costs_one_row": 120.0,
+    "test_while_images_are_decoded_and_a_cache_is_filled": 150.0,
+    "test_killed_between_all_file_calls_of_sqlite": 1500.0,
+    "test_killed_before_every_statement": 100.0,
+    "test_two_real_sweeps_writing_one_ledger_are_killed": 100.0,
 }
 WHOLE = ("test_every_fsync_is_needed",)  # never in parts
 

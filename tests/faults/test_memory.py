@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from featcache.commands.root import run as command
 from featcache.errors import FeatcacheError
 from featcache.extraction.decoding import decode_into
 from featcache.extraction.views import Fitting
 from featcache.images.dataset import content_hash
-from featcache.store import layout
+from featcache.store import layout, records
 from featcache.store.cache import Cache
 from tests.faults import hashing, toys
 from tests.faults.processes import apart
@@ -36,6 +39,37 @@ def _limited(spare: int) -> None:
 
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + spare, used + spare))
+
+
+def _short(spare: int) -> None:
+    """Limit what may be written to: each thread's arena holds address space that no limit on that counts.
+
+    Threads begin without the limit: Python waits for ever for one that has no memory to say that it began.
+    """
+    import resource
+
+    ctypes.CDLL(None).malloc_trim(0)  # what was freed before is no reserve
+    found = re.search(r"VmData:\s+(\d+)", Path("/proc/self/status").read_text())
+    limits = {
+        resource.RLIMIT_DATA: (int(found[1]) << 10) + spare if found else 0,
+        resource.RLIMIT_AS: int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        + spare,
+    }
+    begin = threading.Thread.start
+
+    def limit(off: bool = False) -> None:
+        for kind, most in limits.items():
+            resource.setrlimit(kind, (resource.RLIM_INFINITY if off else most, resource.RLIM_INFINITY))
+
+    def start(thread: threading.Thread) -> None:
+        limit(off=True)
+        try:
+            begin(thread)
+        finally:
+            limit()
+
+    threading.Thread.start = start  # type: ignore[method-assign]  # in a process that ends soon
+    limit()
 
 
 def _ended(work: Callable[[], None]) -> int:
@@ -87,6 +121,66 @@ def test_while_a_large_shard_is_built(place: Path) -> None:
             assert np.array_equal(cache.table("train", val_fraction=0).X[:, 5], rows)
             found.add(SAID[code])
             shutil.rmtree(here)
+
+
+KINDS = (("png", "RGB"), ("jpg", "RGB"), ("webp", "RGB"), ("bmp", "RGB"), ("png", "RGBA"), ("gif", "P"))
+
+
+def _photos(folder: Path, step: int) -> None:
+    """Write 12 images of several kinds of decoder, each larger than the one before by a step."""
+    noise = np.random.default_rng(3).integers(0, 256, (8, 8, 4), dtype=np.uint8)
+    for number in range(12):
+        suffix, mode = KINDS[number % len(KINDS)]
+        path = folder / ("train" if number % 4 else "test") / hashing.CLASSES[number % 3]
+        path.mkdir(parents=True, exist_ok=True)
+        size = (20 + step * number,) * 2
+        image = Image.fromarray(np.roll(noise, number, axis=1)).resize(size, Image.Resampling.NEAREST)
+        if mode != "RGBA":
+            image = image.convert("RGB").convert(mode)
+        image.save(path / f"{number:02d}.{suffix}")
+
+
+@pytest.mark.timeout(1200)
+def test_while_images_are_decoded_and_a_cache_is_filled(place: Path) -> None:
+    """Set to skip bad images, so that one that is called bad would be in the cache, and differ."""
+    options: dict[str, object] = {"max_pixels": 10**7, "skip_bad": True}
+    _photos(place / "few", 1)
+    few = hashing.dataset(place / "few")
+    hashing.run(
+        hashing.cache(place / "warm", few, 2), few, **options
+    )  # what is imported and made once is there
+    # Apart, for this process would keep the memory, and its children would have enough from the start.
+    assert not apart(lambda: _photos(place / "photos", 60))
+    data = hashing.dataset(place / "photos")
+    assert not apart(lambda: hashing.run(hashing.cache(place / "whole", data, 2), data, **options))
+    whole = tree(next((place / "whole").glob("*--*")))
+    stopped = 0
+    with tally(
+        MEMORY, "memory and address space limited while images are decoded and a cache is filled"
+    ) as found:
+        for trial in numbers(20, 500):
+            rng, here = draw("images", trial), place / str(trial)
+            spare, workers = int(10 ** rng.uniform(3, 7.4)), rng.randint(1, 4)
+            cache = hashing.cache(here, data, 2)
+
+            def work(cache: Cache = cache, spare: int = spare, workers: int = workers) -> None:
+                _short(spare)
+                hashing.run(cache, data, workers=workers, **options)
+
+            code = _ended(work)
+            assert code in SAID, f"{spare} bytes to spare, {workers} workers: {code}"
+            there = {path: path.read_bytes() for path in (cache.path / records.COMMITS).glob("*.json")}
+            stopped += 0 < len(there) < len(cache.shards())
+            cache = Cache(cache.path)
+            assert not [why for part, why in cache.verify() if why and part.name in cache.commits()]
+            if code:
+                assert not apart(lambda cache=cache: hashing.run(cache, data, **options))
+            assert tree(cache.path) == whole, f"{spare} bytes to spare, {workers} workers"
+            assert all(path.read_bytes() == content for path, content in there.items())
+            found.add(SAID[code])
+            shutil.rmtree(here)
+        assert found.counts.keys() == set(SAID.values()) and stopped
+        found.counts["of these stopped between the first shard and the last"] = stopped
 
 
 def _failing(at: int, times: int, work: Callable[[], None]) -> Callable[[], None]:

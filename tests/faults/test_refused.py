@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,19 @@ import numpy as np
 import pytest
 
 from featcache.errors import CacheError, HeadError
+from featcache.extraction.extract import extract
+from featcache.extraction.request import Request, Settings
+from featcache.extraction.resolve import Job
 from featcache.heads import saving
 from featcache.recipe import Decoding, Node, Preprocess, Recipe, Views, Weights, format_of
 from featcache.store.cache import Cache
+from featcache.store.recent import FOLDER
 from featcache.store.records import cache_key
 from featcache.training import runs
 from featcache.training.evaluate import evaluate
 from tests.faults import hashing, toys
-from tests.faults.trials import draw, numbers, tally
+from tests.faults.trials import FULL, draw, numbers, tally
+from tests.kit_images import make_folder, tree
 
 REUSE = "Features are never reused after weights, preprocessing, data, node or dtype changed"
 FOREIGN = "A head refuses features, classes or a backbone it was not trained on"
@@ -133,6 +139,63 @@ def test_every_change_of_the_data_changes_the_key(place: Path) -> None:
             assert hashing.dataset(here).fingerprint != key, change.__name__
             found.add("another key; a copy in another folder the same one")
             shutil.rmtree(here)
+
+
+HARMLESS = ("squeezenet1_1", "resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "efficientnet_b0")
+
+
+def _harmless(place: Path, asked: Request, settings: Settings) -> Iterator[tuple[str, Request, Settings]]:
+    """Make each harmless change to what is asked, and to the disk; the changes stay."""
+    renamed = place / "renamed" / "photos"
+    (place / "here").rename(renamed.parent)
+    asked = replace(asked, dataset=f"folder:{renamed}")
+    yield "its parent renamed", asked, settings
+    moved = place / "else" / "where" / "pictures"
+    moved.parent.mkdir(parents=True)
+    renamed.rename(moved)
+    asked = replace(asked, dataset=f"folder:{moved}")
+    yield "the images moved, their folder renamed", asked, settings
+    yield "another batch size", asked, replace(settings, batch_size=1)
+    yield "other workers", asked, replace(settings, workers=3)
+    if not FULL:
+        return
+    yield "decoded in processes", asked, replace(settings, workers=1, decode_in="processes")
+    copied = place / "copied"
+    shutil.copytree(moved, copied, copy_function=shutil.copy)
+    yield "a copy, of other times and inodes", replace(asked, dataset=f"folder:{copied}"), settings
+    for path in moved.rglob("*.png"):
+        os.utime(path, (1, 1))
+    yield "other times", asked, settings
+    settings.features_dir.rename(place / "other features")
+    settings = replace(settings, features_dir=place / "other features")
+    yield "the caches moved", asked, settings
+    shutil.rmtree(settings.features_dir / FOLDER)
+    yield "nothing remembered", asked, settings
+
+
+@pytest.mark.parametrize("backbone", HARMLESS)
+def test_harmless_changes_hit(place: Path, backbone: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_folder(place / "here" / "photos", train=2, test=1)
+    asked = Request(f"folder:{place / 'here' / 'photos'}", backbone, "random:0", image_size=32)
+    settings = Settings(place / "features", place / "data", "cpu", batch_size=4, workers=1)
+    first = extract(asked, settings)
+    assert not first.hit and first.images == 9
+    whole = tree(first.path)
+
+    def never(*arguments: object, **options: object) -> None:
+        raise AssertionError("a backbone was made")
+
+    monkeypatch.setattr(Job, "extractor", never)
+    with tally(
+        REUSE, f"harmless changes, {backbone}: moved, renamed, copied, other batches and workers"
+    ) as found:
+        for what, request, how in _harmless(place, asked, settings):
+            again = extract(request, how)
+            assert again.hit and again.images == again.copied == 0, what
+            assert again.path.name == first.path.name and tree(again.path) == whole, what
+            found.add("a hit, nothing computed")
+        with pytest.raises(AssertionError, match="was made"):  # what is not harmless would have been noticed
+            extract(replace(request, image_size=40), how)
 
 
 def test_heads_refuse_what_they_were_not_trained_on(place: Path) -> None:

@@ -29,6 +29,8 @@ from tests.kit_images import make_folder, tree
 
 MEMORY = "Out of memory"
 SAID = {0: "enough", 3: "an error of memory or ours"}
+# A decoder written in C may not look whether it was given memory: Pillow's of WebP does not everywhere.
+CRASHED = {-signal.SIGSEGV: "a decoder's crash"}
 LOST = {5: "an error of Python's own that hides it"}
 # Python loses its MemoryError here and there: a call fails without saying why, or for its path's type.
 _HIDDEN = re.compile("without (an )?exception set|without setting an exception|PathLike.* not PosixPath")
@@ -168,7 +170,7 @@ def test_while_images_are_decoded_and_a_cache_is_filled(place: Path) -> None:
                 hashing.run(cache, data, workers=workers, **options)
 
             code = _ended(work)
-            assert code in SAID, f"{spare} bytes to spare, {workers} workers: {code}"
+            assert code in SAID | CRASHED, f"{spare} bytes to spare, {workers} workers: {code}"
             there = {path: path.read_bytes() for path in (cache.path / records.COMMITS).glob("*.json")}
             stopped += 0 < len(there) < len(cache.shards())
             cache = Cache(cache.path)
@@ -177,9 +179,9 @@ def test_while_images_are_decoded_and_a_cache_is_filled(place: Path) -> None:
                 assert not apart(lambda cache=cache: hashing.run(cache, data, **options))
             assert tree(cache.path) == whole, f"{spare} bytes to spare, {workers} workers"
             assert all(path.read_bytes() == content for path, content in there.items())
-            found.add(SAID[code])
+            found.add((SAID | CRASHED)[code])
             shutil.rmtree(here)
-        assert found.counts.keys() == set(SAID.values()) and stopped
+        assert found.counts.keys() >= set(SAID.values()) and stopped
         found.counts["of these stopped between the first shard and the last"] = stopped
 
 

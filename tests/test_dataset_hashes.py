@@ -31,7 +31,7 @@ class Numbers(Dataset):
 @pytest.mark.parametrize(("n", "seconds"), [(0, 0), (1, 0), (2000, 0), (100, 0.002), (513, 0.0)])
 def test_every_image_has_its_hash(n: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "_SHARE", 16)
-    monkeypatch.setattr(dataset, "_QUICK", 1e-3 if seconds else 10.0)  # a busy machine may take long for nothing
+    monkeypatch.setattr(dataset, "_QUICK", 1e-3 if seconds else 10.0)
     made = Numbers(n, seconds)
     assert [row.tobytes() for row in made.content_hashes] == [content_hash(b"%d" % i) for i in range(n)]
     if seconds:

@@ -35,10 +35,11 @@ from featcache.backbones.runtime import Extractor
 from featcache.backbones.runtimes.catalogue import RUNTIMES
 from featcache.backbones.runtimes.choose import checked
 from featcache.extraction.extract import extract, open_job
-from featcache.extraction.pipeline import cores, default_batch_size
+from featcache.extraction.pipeline import default_batch_size
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
 from featcache.images.catalogue import open_source
+from featcache.images.cores import cores
 from featcache.images.dataset import content_hash
 from featcache.images.decode import decode
 from featcache.progress import silent

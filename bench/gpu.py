@@ -39,9 +39,10 @@ from featcache.extraction import pipeline
 from featcache.extraction.batch_size import batch_size
 from featcache.extraction.engines import compute
 from featcache.extraction.extract import _create, open_job, source_of
-from featcache.extraction.reader import Reader, cores
+from featcache.extraction.reader import Reader
 from featcache.extraction.request import Request, Settings
 from featcache.extraction.resolve import Job
+from featcache.images.cores import cores
 from featcache.store import layout, shard
 from featcache.store.cache import Cache
 

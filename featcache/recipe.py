@@ -76,6 +76,15 @@ class Preprocess:
     std: tuple[float, ...] = (1.0, 1.0, 1.0)
     # "auto" squashes an image whose two sides are both smaller than the crop and treats others as "weights".
 
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Preprocess:
+        """Return it from plain values, as JSON has them.
+
+        Raises:
+            KeyError, TypeError: one is missing, unknown or of another kind.
+        """
+        return cls(**{**plain, "mean": tuple(plain["mean"]), "std": tuple(plain["std"])})
+
 
 @dataclass(frozen=True)
 class Node:
@@ -152,9 +161,7 @@ class Recipe:
             values = dict(plain)
             values["weights"] = Weights(**values["weights"])
             values["nodes"] = tuple(Node(**node) for node in values["nodes"])
-            step = dict(values["preprocess"])
-            step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
-            values["preprocess"] = Preprocess(**step)
+            values["preprocess"] = Preprocess.from_dict(values["preprocess"])
             values["decoding"] = Decoding(**values["decoding"])
             values["views"] = None if values.get("views") is None else _views(values["views"])
             recipe = cls(**values)

@@ -25,7 +25,7 @@ def forking(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Make every scan fork, and count the children."""
     count: list[int] = []
     monkeypatch.setattr(scan, "_may_fork", lambda: True)
-    monkeypatch.setattr(scan, "_processors", lambda: 3)
+    monkeypatch.setattr(scan, "cores", lambda: 3)
     monkeypatch.setattr(scan, "FORK_ABOVE", 5)
     monkeypatch.setattr(scan, "CHUNK", 7)
     child = scan._child

@@ -22,7 +22,7 @@ from featcache.backbones.runtime import Extractor
 from featcache.errors import CacheError, DatasetError
 from featcache.extraction.copying import Share, share_of
 from featcache.extraction.pixels import Shape
-from featcache.extraction.reader import Bad, Batch, Reader, Reading, cores
+from featcache.extraction.reader import Bad, Batch, Reader, Reading
 from featcache.extraction.views import pixels_of
 from featcache.extraction.writer import Features, Writer
 from featcache.images.dataset import Dataset
@@ -33,7 +33,7 @@ from featcache.store.cache import Cache
 from featcache.store.claims import shared
 from featcache.store.plan import ShardPlan
 
-__all__ = ["Reader", "Writer", "cores", "default_batch_size", "run", "unreadable"]
+__all__ = ["Reader", "Writer", "default_batch_size", "run", "unreadable"]
 
 WRITERS = 3  # shards a GPU's rows are written by at once: a disk takes several as fast as one
 

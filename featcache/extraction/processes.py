@@ -9,16 +9,13 @@ with it, not the run.
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import queue
-import signal
-import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +25,7 @@ from featcache.errors import BadImageError, CacheError
 from featcache.extraction.decoding import Decoded, Threads, decode_into
 from featcache.extraction.pixels import Room, Shape, by_view
 from featcache.extraction.views import Drawn, Fitting, augmenter
-from featcache.images.child import Child, EndedError, limited, line
+from featcache.images.child import Child, EndedError, run
 from featcache.images.dataset import Dataset
 from featcache.images.decode import decode
 from featcache.images.memory import Memory, mapped
@@ -171,26 +168,15 @@ def _beginning(memory: Memory, fitting: Fitting) -> dict[str, Any]:
     }
 
 
-def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
-    """Decode what is asked for, line by line, until there is no more."""
-    start = json.loads(tasks.readline())
-    step = start["preprocess"]
-    step["mean"], step["std"] = tuple(step["mean"]), tuple(step["std"])
+def _begin(start: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """Return what decodes the images asked for."""
     views = start["views"]
     views = None if views is None else Views(**{**views, "policy": tuple(views["policy"])})
-    fitting = Fitting(Preprocess(**step), start["max_pixels"], views)
+    fitting = Fitting(Preprocess.from_dict(start["preprocess"]), start["max_pixels"], views)
     if views is not None:
         augmenter(views)  # what it imports is there before the first task, and before memory is limited
     memory = mapped(start["handle"], start["size"])
-    limited(start["size"], start["max_pixels"])
-    answers.write(b"\n")  # ready
-    answers.flush()
-    while asked := tasks.readline():
-        try:
-            answers.write(line(_answer(json.loads(asked), memory, fitting)))
-        except MemoryError:
-            answers.write(line({"memory": True}))
-        answers.flush()
+    return lambda task: _answer(task, memory, fitting)
 
 
 def _answer(task: dict[str, Any], memory: NDArray[np.uint8], fitting: Fitting) -> Any:
@@ -220,5 +206,4 @@ def _file_at(files: Sequence[str], place: int) -> bytes:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; this process ends with its pipe
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    run(_begin)

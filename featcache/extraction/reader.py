@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,6 +16,7 @@ from featcache.extraction.decoding import Decoded, Threads, raise_if_changed
 from featcache.extraction.pixels import Pin, Ring, Room, Shape, ring_bytes
 from featcache.extraction.processes import Processes, size_of
 from featcache.extraction.views import GROUP, Fitting, Wanted, groups, keeps_sizes, one_thread
+from featcache.images.cores import cores
 from featcache.images.dataset import Dataset
 from featcache.images.memory import Memory, can_share
 from featcache.recipe import Preprocess, Views
@@ -255,8 +255,3 @@ def _size_here(dataset: Dataset, fitting: Fitting) -> Shape | None:
 
 def _in_files(dataset: Dataset) -> bool:
     return len(dataset) > 0 and dataset.file(0) is not None
-
-
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -16,9 +16,9 @@ from typing import IO, Any
 from featcache.backbones.devices import resolve_device
 from featcache.errors import CacheError, FeatcacheError
 from featcache.extraction.joining import Message, error_message, error_of, join, task_of
-from featcache.extraction.reader import cores
 from featcache.extraction.request import Settings
 from featcache.extraction.resolve import Job
+from featcache.images.cores import cores
 from featcache.progress import Progress, silent
 from featcache.store.cache import Cache
 

@@ -39,9 +39,9 @@ class NetworkPredictor:
         self.run, self.classes, self.device = str(record["run"]), tuple(classes), resolve_device(device)
         try:
             network = record["network"]
-            layout, step = Layout.from_dict(network["layout"]), dict(network["preprocess"])
+            layout = Layout.from_dict(network["layout"])
             self.max_pixels = int(record["params"]["max_pixels"])
-            self.preprocess = Preprocess(**{**step, "mean": tuple(step["mean"]), "std": tuple(step["std"])})
+            self.preprocess = Preprocess.from_dict(network["preprocess"])
             model = skeleton(layout)
             model.load_state_dict(load(weights), strict=True, assign=True)
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

@@ -74,12 +74,14 @@ def relayed(
     queue, failures = processes().SimpleQueue(), []
 
     def state() -> TrainingState:
+        """Return the last state that was kept."""
         found = latest()
         if found is None:
             raise RunError("No state of this training was kept.", "Give --keep-checkpoints 1.")
         return found
 
     def hear() -> None:
+        """Tell of epochs until there are no more."""
         while (news := queue.get()) is not None:
             epoch, epochs, metrics = news
             try:

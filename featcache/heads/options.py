@@ -33,6 +33,7 @@ def number(
     """Return an option for a finite number with `least` <= value, `above` < value and value < `below`."""
 
     def accepts(value: object) -> bool:
+        """Return whether a value lies within the bounds."""
         if value is None:
             return or_none
         real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)

@@ -93,6 +93,7 @@ def together(trees: Sequence[dict[str, NDArray[Any]]]) -> Trees:
     roots = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int64)
 
     def joined(name: str, dtype: Any, shift: bool = False) -> NDArray[Any]:
+        """Return one array of all trees behind each other; indices shifted to where each begins."""
         parts = [
             tree[name] + (root if shift else 0) for tree, root in zip(trees, roots.tolist(), strict=True)
         ]

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
@@ -126,6 +127,34 @@ class Child:
 
 class TimeoutExpiredError(Exception):
     """No answer came in time."""
+
+
+Begin = Callable[[dict[str, Any]], Callable[[dict[str, Any]], Any]]
+"""From the first thing that a process is told to what answers a task."""
+
+
+def serve(tasks: IO[bytes], answers: IO[bytes], begin: Begin) -> None:
+    """Answer what is asked, line by line, until there is no more; the other end of a `Child`.
+
+    Memory is limited once `begin` has prepared everything.
+    """
+    start = json.loads(tasks.readline())
+    answer = begin(start)
+    limited(start["size"], start["max_pixels"])
+    answers.write(b"\n")  # ready
+    answers.flush()
+    while asked := tasks.readline():
+        try:
+            answers.write(line(answer(json.loads(asked))))
+        except MemoryError:
+            answers.write(line({"memory": True}))
+        answers.flush()
+
+
+def run(begin: Begin) -> None:
+    """Serve the parent, as a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; this process ends with its pipe
+    serve(sys.stdin.buffer, sys.stdout.buffer, begin)
 
 
 def line(message: object) -> bytes:

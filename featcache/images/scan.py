@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from featcache.errors import DatasetError
+from featcache.images.cores import cores
 
 FORK_ABOVE = 2000  # files seen while folders are left; a fork takes as long as some 500 of them
 CHUNK = 4096  # files in one record of a list of files
@@ -151,7 +152,7 @@ def _packed(title: str, names: list[str], numbers: list[int]) -> Record:
 
 def _may_fork() -> bool:
     """Is a fork safe? Only where the operating system shows a single thread, and torch is not loaded."""
-    if not sys.platform.startswith("linux") or "torch" in sys.modules or _processors() < 2:
+    if not sys.platform.startswith("linux") or "torch" in sys.modules or cores() < 2:
         return False
     try:
         return len(os.listdir("/proc/self/task")) == 1
@@ -159,13 +160,9 @@ def _may_fork() -> bool:
         return False
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _shared(names: Sequence[str], work: Share) -> list[Record]:
     """Do the work on all names, one share here and each other share in a forked process."""
-    count = min(WORKERS, _processors(), len(names)) if names else 0
+    count = min(WORKERS, cores(), len(names)) if names else 0
     children = [(names[at::count], *_child(names[at::count], work)) for at in range(1, count)]
     records = work(names[0::count]) if count else []
     for share, process, pipe in children:

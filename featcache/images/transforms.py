@@ -65,6 +65,7 @@ def step_of(options: Mapping[str, Any]) -> Step:
     transform = _MADE[options["name"]](options)
 
     def take(image: Pixels, draws: Draws) -> Pixels:
+        """Return the image transformed by what is drawn."""
         # torch's generator looks at 32 bits of a seed alone
         generator = torch.Generator().manual_seed(draws.whole() >> 32)
         plain = image.flags.writeable and min(image.strides) > 0  # torch warns of other arrays

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
-import signal
-import sys
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featcache.backbones.preprocess import fit
 from featcache.errors import BadImageError, CacheError
-from featcache.images.child import Child, EndedError, limited, line
+from featcache.images.child import Child, EndedError, run
 from featcache.images.decode import decode
 from featcache.images.memory import Memory, mapped
 from featcache.images.stored import read_file
@@ -84,21 +82,11 @@ class Contained:
         return ended
 
 
-def serve(tasks: IO[bytes], answers: IO[bytes]) -> None:
-    """Prepare what is asked for, line by line, until there is no more."""
-    start = json.loads(tasks.readline())
-    plain = start["preprocess"]
-    step = Preprocess(**{**plain, "mean": tuple(plain["mean"]), "std": tuple(plain["std"])})
+def _begin(start: dict[str, Any]) -> Callable[[dict[str, Any]], dict[str, str]]:
+    """Return what prepares the images asked for."""
+    step, most = Preprocess.from_dict(start["preprocess"]), int(start["max_pixels"])
     memory = mapped(start["handle"], start["size"])
-    limited(start["size"], start["max_pixels"])
-    answers.write(b"\n")  # ready
-    answers.flush()
-    while asked := tasks.readline():
-        try:
-            answers.write(line({"bad": _prepared(json.loads(asked), memory, step, start["max_pixels"])}))
-        except MemoryError:
-            answers.write(line({"memory": True}))
-        answers.flush()
+    return lambda task: {"bad": _prepared(task, memory, step, most)}
 
 
 def _prepared(task: dict[str, Any], memory: NDArray[np.uint8], step: Preprocess, most: int) -> str:
@@ -114,5 +102,4 @@ def _prepared(task: dict[str, Any], memory: NDArray[np.uint8], step: Preprocess,
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's; this process ends with its pipe
-    serve(sys.stdin.buffer, sys.stdout.buffer)
+    run(_begin)

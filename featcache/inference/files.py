@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import BadImageError, DatasetError
+from featcache.images.cores import cores
 from featcache.images.listing import IMAGE_SUFFIXES
 
 PREFETCH = 3  # batches being decoded ahead of the backbone
@@ -111,8 +112,3 @@ def _gathered(batch: list[tuple[str, Future[NDArray[np.uint8] | str]]]) -> Loade
     good = [image for image in found if not isinstance(image, str)]
     errors = [image if isinstance(image, str) else "" for image in found]
     return Loaded([path for path, _ in batch], errors, np.stack(good) if good else None)
-
-
-def cores() -> int:
-    """Return the number of cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featcache.errors import CacheError, DatasetError
+from featcache.images.cores import cores
 from featcache.images.memory import can_share
 from featcache.images.stored import read_file
 from featcache.inference.contained import Contained
-from featcache.inference.files import Loaded, Read, cores, load
+from featcache.inference.files import Loaded, Read, load
 from featcache.recipe import Preprocess
 
 

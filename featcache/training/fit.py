@@ -210,6 +210,7 @@ def _hooks(training: Training, folder: Path, watch: Watch, state: TrainingState 
         watch.keeps(folder.name)
 
     def each(report: EpochReport) -> None:
+        """Keep the state of an epoch, and tell of it."""
         if training.keep_checkpoints:
             checkpoints.keep(folder, report.state(), training.keep_checkpoints)
         watch.epoch(report)

@@ -73,6 +73,16 @@ ALL = (
 )  # fmt: skip
 
 
+def check() -> None:
+    """Refuse limits that are no numbers, before anything is done.
+
+    Raises:
+        OptionError: naming the variable.
+    """
+    for limit in ALL:
+        limit()
+
+
 def plain(number: int) -> str:
     """Return a number as a variable may say it: 2147483648 → 2G."""
     for sign, size in reversed(_SIZES.items()):

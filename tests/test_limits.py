@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from featcache import limits
+from featcache.commands.root import run
 from featcache.errors import BadImageError, CacheError, DamagedError, HeadError, OptionError, WeightsError
 from featcache.heads import saving
 from featcache.heads.catalogue import create
 from featcache.images.stored import read_file
 from featcache.store import records
+from tests.kit_images import make_folder
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reliability.md"
 
@@ -55,6 +57,20 @@ def test_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(limits.IMAGE_BYTES.variable, "1K")
     with pytest.raises(BadImageError, match=r"the limit is 1\.02e-06"):
         read_file(str(path))
+
+
+def test_a_limit_that_is_none_makes_no_image_bad(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = make_folder(tmp_path / "photos", train=2, test=1)
+    monkeypatch.setenv(limits.IMAGE_BYTES.variable, "lots")
+    with pytest.raises(OptionError, match="'lots'"):
+        read_file(str(next(photos.rglob("*.png"))))
+    asked = ["extract", "--dataset", f"folder:{photos}", "--backbone", "pixels", "--image-size", "8"]
+    assert run([*asked, "--on-bad-image", "skip", "--features-dir", str(tmp_path / "features")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("Error: The environment variable FEATCACHE_MAX_IMAGE_BYTES is 'lots'")
+    assert not (tmp_path / "features").exists()
 
 
 def test_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

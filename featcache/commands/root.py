@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import click
 
+from featcache import limits
 from featcache.commands.output import say, show_json
 from featcache.errors import FeatcacheError
 from featcache.version import VERSION
@@ -77,6 +78,7 @@ def root() -> None:
     featcache extract --backbone vgg16            images → features, once
     featcache train-head --head mlp               features → head, in seconds
     """
+    limits.check()
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -62,11 +62,13 @@ def read_file(path: str) -> bytes:
 
     Raises:
         BadImageError: the reason it cannot be read.
+        OptionError: the limit on its bytes is no number.
     """
+    most = limits.IMAGE_BYTES()  # not in the try: no image is bad for a limit that is none
     try:
         handle = os.open(path, _FLAGS)
         try:
-            return _read(handle)
+            return _read(handle, most)
         finally:
             os.close(handle)
     except FileNotFoundError as error:
@@ -75,13 +77,12 @@ def read_file(path: str) -> bytes:
         raise BadImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _read(handle: int) -> bytes:
+def _read(handle: int, most: int) -> bytes:
     state = os.fstat(handle)
     if stat.S_ISDIR(state.st_mode):
         raise BadImageError("is a folder, not a file")
     if not stat.S_ISREG(state.st_mode):
         raise BadImageError("is no regular file")
-    most = limits.IMAGE_BYTES()
     if state.st_size > most:
         raise BadImageError(f"the file has {state.st_size / 1e9:.3g} GB, the limit is {most / 1e9:.3g}")
     data = os.read(handle, state.st_size + 1)

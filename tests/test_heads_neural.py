@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from featcache.errors import HeadError
+from featcache.heads.adam import Adam
 from featcache.heads.base import Task
 from featcache.heads.epochs import resolve_device
-from featcache.heads.network import Adam, Network
+from featcache.heads.network import Network
 from featcache.heads.neural import LinearHead, MLPHead, NetworkHead
 from featcache.heads.rows import Rows
 from featcache.heads.scaling import moments

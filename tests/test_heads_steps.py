@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from featcache.errors import HeadError
+from featcache.heads.adam import Rule
 from featcache.heads.adams import Adams, FlatAdams, GroupAdams
 from featcache.heads.batched import check_data, fit_together
 from featcache.heads.catalogue import create
 from featcache.heads.masks import Masks
 from featcache.heads.measuring import check_all_finite, measured
-from featcache.heads.network import Network, Rule
+from featcache.heads.network import Network
 from featcache.heads.neural import LinearHead, MLPHead
-from featcache.heads.products import Products
+from featcache.heads.products import Products, rounded
 from featcache.heads.rows import Rows
 from featcache.heads.scaling import moments
 from featcache.heads.stack import Stack
@@ -230,8 +231,7 @@ def test_products(shape: tuple[int, int, int], precision: str, tolerance: float)
         torch.randn(out, columns, generator=generator),
     )
     bias, delta = torch.randn(out, generator=generator), torch.randn(n, out, generator=generator)
-    products = Products(torch.zeros_like(weight), precision)
-    products.learned(weight)
+    products = Products(weight, rounded(weight, precision))
     given_rows = rows.to(products.dtype)
     found = products.outputs(given_rows, weight, bias)
     wanted = rows.double() @ weight.double().t() + bias.double()
@@ -239,7 +239,7 @@ def test_products(shape: tuple[int, int, int], precision: str, tolerance: float)
     assert (found - wanted).abs().max() < tolerance * wanted.abs().max()
     gradient = products.gradient(delta, given_rows)
     wanted = delta.double().t() @ rows.double()
-    assert gradient.dtype == torch.float32 and gradient.shape == weight.shape
+    assert gradient.dtype == products.dtype and gradient.shape == weight.shape
     assert (gradient - wanted).abs().max() < tolerance * wanted.abs().max()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import gc
 import gzip
 import hashlib
 import io
@@ -10,6 +11,7 @@ import json
 import pickle
 import tarfile
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -76,6 +78,11 @@ def server() -> Iterator[Server]:
     running = Server()
     yield running
     running.close()
+    if running.broken or set(running.asked) - set(running.files):
+        with warnings.catch_warnings():
+            # torchvision keeps the errors of mirrors that have no file, and their sockets, in a cycle.
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 def md5(data: bytes) -> str:

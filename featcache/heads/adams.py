@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from featcache.heads.network import Rule, fused
+from featcache.heads.adam import Rule, fused, fused_and_rounded
 
 _SMALL = 1 << 18  # weights a head, below which a GPU takes longer to begin a step of Adam than to do it
 _UNIT = Rule(lr=1.0, decay=0.0, decoupled=False)
@@ -71,8 +71,11 @@ class FlatAdams:
                 place.copy_(gradient)
         return self._gradient
 
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Change all heads' parameters by one step; the gradients may be overwritten."""
+    def step(self, gradients: Sequence[Tensor], rounded: Tensor | None = None) -> None:
+        """Change all heads' parameters by one step, and what the first is `rounded` to, if anything.
+
+        The gradients may be overwritten.
+        """
         self._count += 1
         gradient = self._gathered(gradients)
         if self._l2 is not None:
@@ -82,6 +85,8 @@ class FlatAdams:
         if self._shrinking is not None:
             self._flat.mul_(self._shrinking)
         self._flat.addcmul_(self._direction, self._rate)
+        if rounded is not None:
+            rounded.copy_(self.parameters[0])
 
 
 class GroupAdams:
@@ -110,12 +115,15 @@ class GroupAdams:
         self._state = [value.index_select(0, index) for value in self._state]
         self._take(self.parameters[0].index_select(0, index), [self.rules[head] for head in heads])
 
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Change all heads' parameters by one step."""
+    def step(self, gradients: Sequence[Tensor], rounded: Tensor | None = None) -> None:
+        """Change all heads' parameters by one step, and what they are `rounded` to, if anything."""
         self._count += 1
         parts = gradients[0].split(self._sizes)
-        for (rule, own, first, second), gradient in zip(self._groups, parts, strict=True):
-            fused(rule, [own], [gradient], [first], [second], [self._count])
+        copies = [None] * len(parts) if rounded is None else rounded.split(self._sizes)
+        for (rule, *state), gradient, copy in zip(self._groups, parts, copies, strict=True):
+            weight, slope, first, second = (value.flatten(0, 1) for value in (state[0], gradient, *state[1:]))
+            own = None if copy is None else copy.flatten(0, 1)
+            fused_and_rounded(rule, weight, slope, first, second, self._count, own)
 
 
 class Adams:
@@ -148,10 +156,13 @@ class Adams:
         for _, part in self._parts:
             part.keep(heads)
 
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Change all heads' parameters by one step; the gradients may be overwritten."""
+    def step(self, gradients: Sequence[Tensor], rounded: Tensor | None = None) -> None:
+        """Change all heads' parameters by one step, and what the first is `rounded` to, if anything.
+
+        The gradients may be overwritten.
+        """
         for which, part in self._parts:
-            part.step(gradients[which])
+            part.step(gradients[which], rounded if which.start in (None, 0) else None)
 
 
 def _flat(values: Sequence[Tensor]) -> Tensor:

@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
+from featcache.heads.adam import Rule
 from featcache.heads.adams import Adams
 from featcache.heads.course import Course
 from featcache.heads.data import Data, check_data
 from featcache.heads.epochs import resolve_device
 from featcache.heads.labels import UNKNOWN
-from featcache.heads.network import Network, Rule
+from featcache.heads.network import Network
 from featcache.heads.neural import NetworkHead
 from featcache.heads.rows import Rows
 from featcache.heads.stack import Stack
@@ -176,8 +177,7 @@ class _Batch:
 
     def _learn(self, batches: Sequence[Batch]) -> Tensor:
         losses = self.stack.gradient_step(*batches)
-        self.optimiser.step(self.stack.gradients)
-        self.stack.learned()
+        self.optimiser.step(self.stack.gradients, self.stack.rounded)
         return losses
 
     @property

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from featcache.errors import HeadError
+from featcache.heads.adam import Adam
 from featcache.heads.base import Task
 from featcache.heads.course import Course, array
 from featcache.heads.labels import UNKNOWN
-from featcache.heads.network import Adam, Network
+from featcache.heads.network import Network
 from featcache.heads.rows import Rows
 from featcache.heads.state import FORMAT, EpochReport, Settings, TrainingState, layer_rows, plain
 from featcache.heads.steps import Batch, Steps, recorder
@@ -89,8 +90,7 @@ class Training:
 
     def _learn(self, batches: Sequence[Batch]) -> Tensor:
         loss = self.network.gradient_step(*batches[0])
-        self.optimiser.step(self.network.gradients)
-        self.network.learned()
+        self.optimiser.step(self.network.gradients, self.network.rounded)
         return loss
 
     def _validate(self) -> dict[str, float | None]:

@@ -7,16 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from featcache.heads.masks import Masks
-from featcache.heads.products import Products, outputs
-
-BETAS, EPS = (0.9, 0.999), 1e-8  # Adam's, as in torch.optim
+from featcache.heads.products import Products, outputs, rounded
 
 
 class Network:
@@ -47,7 +44,8 @@ class Network:
                 self.parameters.append(value.to(device))
         self.gradients = [torch.empty_like(parameter) for parameter in self.parameters]
         self._minus = torch.full((1, 1), -1.0, device=device)
-        self.products = Products(self.parameters[0], precision)
+        self.rounded = rounded(self.parameters[0], precision)  # the first weight for the products, or None
+        self.products = Products(self.parameters[0], self.rounded)
 
     def scores(self, rows: Tensor) -> Tensor:
         """Return the scores (n, C) of float32 rows (n, D), without dropout."""
@@ -73,8 +71,9 @@ class Network:
         return loss
 
     def learned(self) -> None:
-        """Take over that the parameters have changed."""
-        self.products.learned(self.parameters[0])
+        """Take over that the parameters have changed, by other than a step that `rounded` was given to."""
+        if self.rounded is not None:
+            self.rounded.copy_(self.parameters[0])
 
     def _later(self, first: Tensor, dropping: bool) -> list[Tensor]:
         """Return each layer's outputs, given the first one's; those before the last are what it hands on."""
@@ -95,60 +94,3 @@ def through(delta: Tensor, output: Tensor, rate: float) -> Tensor:
     """
     found: Tensor = torch.ops.aten.threshold_backward(delta, output, 0)
     return found.div_(1 - rate) if rate else found
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How Adam (Kingma & Ba 2015) or AdamW (`decoupled`: Loshchilov & Hutter 2019) is to learn.
-
-    `decay` is the L2 penalty's factor for adam and the decoupled one for adamw, as in torch.optim.
-    """
-
-    lr: float
-    decay: float
-    decoupled: bool
-
-
-def fused(
-    rule: Rule,
-    parameters: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    first: Sequence[Tensor],
-    second: Sequence[Tensor],
-    counts: Sequence[Tensor],
-) -> None:
-    """Change parameters and their moments by torch's fused step; `counts` are the steps' numbers, from 1.
-
-    The function below torch.optim's classes is used because making such an object imports torch's compiler.
-    """
-    (torch._fused_adamw_ if rule.decoupled else torch._fused_adam_)(
-        list(parameters),
-        list(gradients),
-        list(first),
-        list(second),
-        [],
-        list(counts),
-        lr=rule.lr,
-        beta1=BETAS[0],
-        beta2=BETAS[1],
-        weight_decay=rule.decay,
-        eps=EPS,
-        amsgrad=False,
-        maximize=False,
-    )
-
-
-class Adam:
-    """Adam's state for some parameters, in plain sight, and its steps."""
-
-    def __init__(self, parameters: list[Tensor], lr: float, decay: float, decoupled: bool) -> None:
-        self.parameters = parameters
-        self.rule = Rule(lr, decay, decoupled)
-        self.first = [torch.zeros_like(parameter) for parameter in parameters]
-        self.second = [torch.zeros_like(parameter) for parameter in parameters]
-        self.steps = [torch.zeros((), device=parameter.device) for parameter in parameters]
-
-    def step(self, gradients: list[Tensor]) -> None:
-        """Change the parameters by one step."""
-        torch._foreach_add_(self.steps, 1.0)
-        fused(self.rule, self.parameters, gradients, self.first, self.second, self.steps)

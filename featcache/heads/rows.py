@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from featcache.heads.base import Codes
 from featcache.heads.scaling import BLOCK, Moments
 from featcache.heads.tables import Place, Streamed
 
+_AT_ONCE = 1 << 18  # values that a CPU gathers, casts and scales at once: its cores' caches hold them
 _GPU_BLOCK = 1 << 26  # values that a GPU standardises at once: a quarter of a GiB of float32
 
 
@@ -36,7 +38,6 @@ class Rows:
         self.classes = torch.from_numpy(y).to(self.device)
         self.views = views
         self.size = min(batch_size, len(self))
-        self._raw: Tensor | None = None
         self._dtype = dtype
         self._columns = None
         if columns is not None:
@@ -85,19 +86,34 @@ class Rows:
             rows = raw.to(torch.float32, copy=True)
             yield self._standardised(rows), self.classes[part]
 
+    @cached_property
+    def _buffers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows as they are stored and as float32, as many as are read at once, and a batch of `dtype`."""
+        columns, at_once = self.place.shape[1], self.size
+        if self.device.type == "cpu":
+            at_once = max(1, min(at_once, _AT_ONCE // columns))
+        raw = torch.empty((at_once, columns), dtype=self.place.dtype, device=self.device)
+        rows = torch.empty((self.size, columns), dtype=self._dtype, device=self.device)
+        wide = rows if rows.dtype == torch.float32 else torch.empty(raw.shape, device=self.device)
+        return raw, wide, rows
+
     def _batch(self, index: Tensor) -> Tensor:
-        if self._raw is None:
-            shape = (self.size, self.place.shape[1])
-            self._raw = torch.empty(shape, dtype=self.place.dtype, device=self.device)
-            self._wide = torch.empty(shape, device=self.device)
-            self._rows = self._wide if self._dtype == torch.float32 else self._wide.to(self._dtype)
-        raw, wide, rows = (value[: len(index)] for value in (self._raw, self._wide, self._rows))
+        raw, wide, rows = self._buffers
+        batch = rows[: len(index)]
+        for chosen, part in zip(index.split(len(raw)), batch.split(len(raw)), strict=True):
+            self._read(chosen, raw[: len(chosen)], part if wide is rows else wide[: len(chosen)], part)
+        return batch
+
+    def _read(self, index: Tensor, raw: Tensor, wide: Tensor, out: Tensor) -> None:
+        """Put the rows of an index (n,) into `out`, by way of `raw` and `wide`, all (n, D)."""
         self.place.take(index, raw)
         if self._columns is not None and raw.is_cuda:
             factor, shift = self._columns  # one kernel casts and standardises
-            return torch.addcmul(shift, raw, factor, out=rows)
+            torch.addcmul(shift, raw, factor, out=out)
+            return
         self._standardised(wide.copy_(raw))
-        return wide if self._rows is self._wide else rows.copy_(wide)
+        if wide is not out:
+            out.copy_(wide)
 
     def _standardised(self, rows: Tensor) -> Tensor:
         if self._columns is None:

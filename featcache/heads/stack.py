@@ -9,7 +9,7 @@ from torch import Tensor
 
 from featcache.heads.masks import Masks
 from featcache.heads.network import Network, through
-from featcache.heads.products import Products, turned_outputs
+from featcache.heads.products import Products, rounded, turned_outputs
 
 _SCORED = 1 << 22  # hidden values that are computed on together: 16 MiB of float32
 Batch = tuple[Tensor, Tensor]  # rows (n, D) in the type of the products, classes (n,)
@@ -48,7 +48,10 @@ class Stack:
         self._minus = torch.full((1, 1, 1), -1.0, device=self.parameters[0].device)
         groups = torch.arange(len(self.counts)).repeat_interleave(torch.tensor(self.counts))
         self._groups = groups.to(self.parameters[0].device)
-        self.products = [Products(self._flat(part)[0], self.precision) for part in self.parts]
+        self.rounded = rounded(self.parameters[0], self.precision)  # first weights for the products, or None
+        halves = [None if self.rounded is None else self.rounded[part].flatten(0, 1) for part in self.parts]
+        weights = [self._flat(part)[0] for part in self.parts]
+        self.products = list(map(Products, weights, halves))
 
     def _flat(self, part: slice) -> tuple[Tensor, Tensor]:
         """Return the first layers of a group as one: weight (k · out, D) and bias (k · out,)."""
@@ -102,9 +105,9 @@ class Stack:
         return torch.stack(list(classes)).index_select(0, self._groups)[:, None]
 
     def learned(self) -> None:
-        """Take over that the parameters have changed."""
-        for part, products in zip(self.parts, self.products, strict=True):
-            products.learned(self._flat(part)[0])
+        """Take over that the parameters have changed, by other than a step that `rounded` was given to."""
+        if self.rounded is not None:
+            self.rounded.copy_(self.parameters[0])
 
     def _first(self, batches: Sequence[Batch]) -> Tensor:
         """Return the first layers' outputs (K, out, n)."""

@@ -181,7 +181,8 @@ def test_while_images_are_decoded_and_a_cache_is_filled(place: Path) -> None:
             assert all(path.read_bytes() == content for path, content in there.items())
             found.add((SAID | CRASHED)[code])
             shutil.rmtree(here)
-        assert found.counts.keys() >= set(SAID.values()) and stopped
+        assert found.counts.keys() >= set(SAID.values())
+        assert stopped or found.trials < 100  # of a few, none may
         found.counts["of these stopped between the first shard and the last"] = stopped
 
 

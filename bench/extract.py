@@ -255,7 +255,11 @@ def verdict(reached: float, goal: float, digits: int) -> str:
 
 
 def small_copy(source: Path, images: int, target: Path) -> Path:
-    """Copy the first images of each class, or of a flat folder, over again where they do not suffice."""
+    """Copy the first images of each class, or of a flat folder, over again where they do not suffice.
+
+    A copy over again has its number after the image's end, where no decoder looks: equal files would be
+    computed once.
+    """
     root = source / "train" if (source / "train").is_dir() else source
     classes = sorted(path for path in root.iterdir() if path.is_dir()) or [root]
     for number, folder in enumerate(classes):
@@ -264,7 +268,9 @@ def small_copy(source: Path, images: int, target: Path) -> Path:
         files = sorted(path for path in folder.iterdir() if path.is_file())
         for copy in range(images // len(classes) + (number < images % len(classes))):
             path = files[copy % len(files)]
-            shutil.copy(path, place / f"{copy:06d}{path.suffix}")
+            again = copy // len(files)
+            data = path.read_bytes() + (again.to_bytes(4, "big") if again else b"")
+            (place / f"{copy:06d}{path.suffix}").write_bytes(data)
     return target
 
 

@@ -325,7 +325,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_uninterrupted_one(tmp_path: 
     command = [sys.executable, "-c", SCRIPT, str(data)]
     subprocess.run([*command, str(tmp_path / "whole")], check=True)
     rng, killed, part = random.Random(0), 0, tmp_path / "part"
-    while killed < 5:
+    while killed < 3:
         process = subprocess.Popen([*command, str(part)])
         before = len(list(part.glob("*/commits/*.json")))
         while process.poll() is None and len(list(part.glob("*/commits/*.json"))) < before + rng.randint(
@@ -338,7 +338,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_uninterrupted_one(tmp_path: 
             killed += 1
         else:
             break
-    assert killed == 5, "the run was over before it could be killed often enough"
+    assert killed == 3, "the run was over before it could be killed often enough"
     left = sum(1 for _ in part.glob("*/commits/*.json"))
     subprocess.run([*command, str(part)], check=True)
     whole, resumed = (next(folder.glob("*--*")) for folder in (tmp_path / "whole", part))

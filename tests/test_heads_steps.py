@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
 from featcache.errors import HeadError
-from featcache.heads.adam import Rule
+from featcache.heads import adam
+from featcache.heads import rows as rows_module
+from featcache.heads.adam import Large, Rule, fused
 from featcache.heads.adams import Adams, FlatAdams, GroupAdams
 from featcache.heads.batched import check_data, fit_together
 from featcache.heads.catalogue import create
@@ -133,6 +135,57 @@ def test_adam_for_many_is_torchs_for_each(kind: Any, parts: int) -> None:
         for ours, theirs in zip(values, expected[head], strict=True):
             assert torch.allclose(ours[at], theirs, atol=1e-6)
             assert not torch.allclose(ours[at], start[0][head] if theirs.dim() == 2 else start[1][head])
+
+
+@given(
+    counts=st.lists(st.integers(1, 40), min_size=1, max_size=6),
+    most=st.integers(1, 60),
+    halves=st.tuples(st.booleans(), st.booleans()),
+)
+def test_a_weight_learns_in_pieces_as_in_one(counts: list[int], most: int, halves: tuple[bool, bool]) -> None:
+    """Each value by its own rule; a narrower gradient is widened, and what is rounded follows."""
+    generator = torch.Generator().manual_seed(0)
+    rules = [(RULES[at % len(RULES)], count) for at, count in enumerate(counts)]
+    weight, slope = (torch.randn(sum(counts), 1, generator=generator) for _ in range(2))
+    slope = slope.bfloat16() if halves[0] else slope
+    copy = torch.zeros_like(weight, dtype=torch.bfloat16) if halves[1] else None
+    expected, start = weight.clone(), 0
+    for rule, count in rules:
+        own = expected[start : start + count]
+        moments_ = [torch.zeros_like(own) for _ in range(2)]
+        fused(
+            rule,
+            [own],
+            [slope[start : start + count].float()],
+            *([each] for each in moments_),
+            [torch.ones(())],
+        )
+        start += count
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adam, "_AT_ONCE", most)
+        first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+        Large(weight, first, second, rules).step(slope, torch.ones(()), copy)
+    torch.testing.assert_close(weight, expected)
+    assert copy is None or torch.equal(copy, weight.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_batches_read_in_pieces_are_those_read_at_once(
+    dtype: torch.dtype, scaled: bool, digits: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    X, y = digits[:2]
+    order = torch.randperm(len(X), generator=torch.Generator().manual_seed(0))
+
+    def batches() -> list[torch.Tensor]:
+        rows = Rows(Shared(X), y, moments(X) if scaled else None, 64, dtype)
+        return [batch.clone() for batch, _ in rows.batches(order)]
+
+    expected = batches()
+    monkeypatch.setattr(rows_module, "_AT_ONCE", 5 * X.shape[1] + 3)
+    found = batches()
+    assert [batch.shape for batch in found] == [*[(64, 64)] * 9, (24, 64)]
+    assert all(map(torch.equal, found, expected))
 
 
 def test_masks_drawn_ahead_are_those_drawn_in_time() -> None:

@@ -29,8 +29,8 @@ def _extract(dataset: Path, real_data: Path, features: Path, **options: object) 
 
 
 def test_cifar_features_beat_pixels(real_data: Path, tmp_path: Path) -> None:
-    cache = _extract(real_data / "cifar10", real_data, tmp_path, limit=40)
-    assert cache.plan.counts() == {"train": 400, "test": 400}
+    cache = _extract(real_data / "cifar10", real_data, tmp_path, limit=30)
+    assert cache.plan.counts() == {"train": 300, "test": 300}
     trained = featcache.train_head(cache, "logreg", test=True)
     tables = [cache.table(split, val_fraction=0) for split in ("train", "test")]
     root = real_data / "cifar10"
@@ -41,8 +41,17 @@ def test_cifar_features_beat_pixels(real_data: Path, tmp_path: Path) -> None:
     assert trained.record["test"]["accuracy"] > 0.45 > 0.38 > on_pixels
 
 
-def test_photos_are_told_apart_and_both_weight_files_are_one(real_data: Path, tmp_path: Path) -> None:
-    cache = _extract(real_data / "imagenette160-subset", real_data, tmp_path, limit=20)
+@pytest.fixture(scope="module")
+def photos(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> featcache.Cache:
+    """20 photos a class and split: their extraction takes a while."""
+    place = tmp_path_factory.mktemp("features")
+    return _extract(real_data / "imagenette160-subset", real_data, place, limit=20)
+
+
+def test_photos_are_told_apart_and_both_weight_files_are_one(
+    real_data: Path, photos: featcache.Cache
+) -> None:
+    cache, place = photos, photos.path.parent
     assert cache.plan.counts() == {"train": 200, "val": 200}
     trained = featcache.train_head(cache, "svm")
     assert trained.record["val"]["accuracy"] > 0.85
@@ -51,7 +60,7 @@ def test_photos_are_told_apart_and_both_weight_files_are_one(real_data: Path, tm
         f"folder:{real_data / 'imagenette160-subset'}",
         backbone="squeezenet1_0",
         weights=str(real_data / "squeezenet1_0.pth"),
-        features_dir=tmp_path,
+        features_dir=place,
         limit=20,
     )
     assert again.path == cache.path
@@ -74,11 +83,13 @@ def test_features_are_those_of_the_weights_own_transform(real_data: Path, tmp_pa
         assert np.abs(row - expected).max() < 1e-3 * expected.std()
 
 
-def test_photos_get_the_predictions_of_their_cached_features(real_data: Path, tmp_path: Path) -> None:
+def test_photos_get_the_predictions_of_their_cached_features(
+    real_data: Path, photos: featcache.Cache
+) -> None:
     """The training cache's own images, read as new files: what differs is a tie within the tolerance."""
-    cache = _extract(real_data / "imagenette160-subset", real_data, tmp_path, limit=20)
-    run = str(featcache.train_head(cache, "logreg", features_dir=tmp_path).record["run"])
-    predictor = featcache.predictor(run, features_dir=tmp_path)
+    cache, place = photos, photos.path.parent
+    run = str(featcache.train_head(cache, "logreg", features_dir=place).record["run"])
+    predictor = featcache.predictor(run, features_dir=place)
     tables = [cache.table(split, val_fraction=0) for split in ("train", "val")]
     cached = np.concatenate([predictor.head.predict_proba(table.X) for table in tables])
     root = real_data / "imagenette160-subset"

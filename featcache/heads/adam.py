@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -53,33 +54,76 @@ def fused(
     )
 
 
-def fused_and_rounded(
-    rule: Rule,
-    weight: Tensor,
-    gradient: Tensor,
-    first: Tensor,
-    second: Tensor,
-    count: Tensor,
-    rounded: Tensor | None,
-) -> None:
-    """Change one weight (R, D) by a fused step, and with it what it is `rounded` to for products.
+class Large:
+    """A large weight and its moments, which heads with rules of their own may share, one after the other.
 
-    A gradient in the type of the products is widened. A CPU does a few rows after another, so that what is
-    widened, learned and rounded is read while it is in the cache.
+    `rules` are the rules and how many values of the weight each is for, in their order. A gradient in the
+    type of the products is widened. What the weight is `rounded` to for the products follows it. A CPU does
+    both piece by piece, so that what is widened, learned and rounded is read while it is in the cache.
     """
-    if rounded is None and gradient.dtype == weight.dtype:
-        fused(rule, [weight], [gradient], [first], [second], [count])
-        return
-    step = len(weight) if weight.is_cuda else max(1, _AT_ONCE // weight.shape[1])
-    wide = torch.empty((min(step, len(weight)), weight.shape[1]), device=weight.device)
-    for start in range(0, len(weight), step):
-        part = slice(start, start + step)
-        own, slope = weight[part], gradient[part]
-        if slope.dtype != own.dtype:
-            slope = wide[: len(own)].copy_(slope)
-        fused(rule, [own], [slope], [first[part]], [second[part]], [count])
-        if rounded is not None:
-            rounded[part].copy_(own)
+
+    def __init__(
+        self, weight: Tensor, first: Tensor, second: Tensor, rules: Sequence[tuple[Rule, int]]
+    ) -> None:
+        self._values = [weight.view(-1), first.view(-1), second.view(-1)]
+        self._rules = list(rules)
+        self._whole = self._cut(weight.numel())
+
+    @cached_property
+    def _pieces(self) -> list[tuple[slice, list[_Part]]]:
+        return self._whole if self._values[0].is_cuda else self._cut(_AT_ONCE)
+
+    @cached_property
+    def _wide(self) -> Tensor:
+        """Where the gradient of a piece is widened."""
+        longest = max(part.stop - part.start for part, _ in self._pieces)
+        return torch.empty(longest, device=self._values[0].device)
+
+    def _cut(self, most: int) -> list[tuple[slice, list[_Part]]]:
+        """Return pieces of at most so many values, and the parts of one rule that each consists of."""
+        found: list[tuple[slice, list[_Part]]] = []
+        begin = end = 0
+        parts: list[_Part] = []
+        for rule, count in self._rules:
+            for size in _sizes(count, most):
+                if parts and end + size - begin > most:
+                    found.append((slice(begin, end), parts))
+                    begin, parts = end, []
+                weight, first, second = (value[end : end + size] for value in self._values)
+                place = slice(end - begin, end - begin + size)
+                parts.append(_Part(rule, weight, first, second, place))
+                end += size
+        return [*found, (slice(begin, end), parts)]
+
+    def step(self, gradient: Tensor, count: Tensor, rounded: Tensor | None) -> None:
+        """Change the weight by a step of number `count`, and what it is rounded to, if anything."""
+        slopes, weight = gradient.view(-1), self._values[0]
+        widens = slopes.dtype != weight.dtype
+        for piece, parts in self._pieces if widens or rounded is not None else self._whole:
+            slope = slopes[piece]
+            if widens:
+                slope = self._wide[: len(slope)].copy_(slope)
+            for part in parts:
+                fused(part.rule, [part.weight], [slope[part.place]], [part.first], [part.second], [count])
+            if rounded is not None:
+                rounded.view(-1)[piece].copy_(weight[piece])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Values of one rule, and their place in their piece."""
+
+    rule: Rule
+    weight: Tensor
+    first: Tensor
+    second: Tensor
+    place: slice
+
+
+def _sizes(count: int, most: int) -> Iterator[int]:
+    """Yield sizes of at most `most` that sum up to a count."""
+    for start in range(0, count, most):
+        yield min(most, count - start)
 
 
 class Adam:
@@ -91,12 +135,16 @@ class Adam:
         self.first = [torch.zeros_like(parameter) for parameter in parameters]
         self.second = [torch.zeros_like(parameter) for parameter in parameters]
         self.steps = [torch.zeros((), device=parameter.device) for parameter in parameters]
+        weight = parameters[0]
+        self._large = Large(weight, self.first[0], self.second[0], [(self.rule, weight.numel())])
 
     def step(self, gradients: list[Tensor], rounded: Tensor | None = None) -> None:
         """Change the parameters by one step, and what the first of them is `rounded` to, if anything."""
         torch._foreach_add_(self.steps, 1.0)
-        values = zip(self.parameters, gradients, self.first, self.second, self.steps, strict=True)
-        fused_and_rounded(self.rule, *next(values), rounded)
-        others = list(zip(*values, strict=True))
-        if others:
-            fused(self.rule, *others)
+        everything = (self.parameters, gradients, self.first, self.second, self.steps)
+        if rounded is None and gradients[0].dtype == self.parameters[0].dtype:
+            fused(self.rule, *everything)
+            return
+        self._large.step(gradients[0], self.steps[0], rounded)
+        if len(self.parameters) > 1:
+            fused(self.rule, *(values[1:] for values in everything))

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from featcache.heads.adam import Rule, fused, fused_and_rounded
+from featcache.heads.adam import Large, Rule, fused
 
 _SMALL = 1 << 18  # weights a head, below which a GPU takes longer to begin a step of Adam than to do it
 _UNIT = Rule(lr=1.0, decay=0.0, decoupled=False)
@@ -104,10 +104,8 @@ class GroupAdams:
     def _take(self, weight: Tensor, rules: Sequence[Rule]) -> None:
         self.parameters, self.rules = [weight], list(rules)
         self.gradients = [torch.empty_like(weight)]
-        groups = [(rule, len(list(same))) for rule, same in groupby(rules)]
-        self._sizes = [size for _, size in groups]
-        split = [value.split(self._sizes) for value in (weight, *self._state)]
-        self._groups = list(zip([rule for rule, _ in groups], *split, strict=True))
+        counts = [(rule, len(list(same)) * weight[0].numel()) for rule, same in groupby(rules)]
+        self._large = Large(weight, self._state[0], self._state[1], counts)
 
     def keep(self, heads: Sequence[int]) -> None:
         """Go on with these heads alone, numbered anew in the order given."""
@@ -118,12 +116,7 @@ class GroupAdams:
     def step(self, gradients: Sequence[Tensor], rounded: Tensor | None = None) -> None:
         """Change all heads' parameters by one step, and what they are `rounded` to, if anything."""
         self._count += 1
-        parts = gradients[0].split(self._sizes)
-        copies = [None] * len(parts) if rounded is None else rounded.split(self._sizes)
-        for (rule, *state), gradient, copy in zip(self._groups, parts, copies, strict=True):
-            weight, slope, first, second = (value.flatten(0, 1) for value in (state[0], gradient, *state[1:]))
-            own = None if copy is None else copy.flatten(0, 1)
-            fused_and_rounded(rule, weight, slope, first, second, self._count, own)
+        self._large.step(gradients[0], self._count, rounded)
 
 
 class Adams:

@@ -1,11 +1,13 @@
 """Peak memory of an extraction against the number of images: it must not grow with it.
 
-Every image is a hard link to one small JPEG, the backbone small, so that many rows go through quickly.
+Every image is one small image with its number after its end, where no decoder looks (equal files would be
+computed once), the backbone small, so that many rows go through quickly.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import subprocess
 import sys
@@ -19,18 +21,16 @@ from PIL import Image
 PER_FOLDER = 5000
 
 
-def linked_folder(root: Path, count: int, suffix: str) -> Path:
-    """Make an image folder of `count` hard links to one image in classes of 5000."""
-    root.mkdir()
-    pixels = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+def folder_of(root: Path, count: int, suffix: str) -> Path:
+    """Make an image folder of `count` files in classes of 5000."""
+    pixels, image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8), io.BytesIO()
+    Image.fromarray(pixels).save(image, {"jpg": "JPEG"}.get(suffix, suffix))
     for number in range(count):
-        folder = root / "data" / "train" / f"class {number // PER_FOLDER:03d}"
+        folder = root / "train" / f"class {number // PER_FOLDER:03d}"
         if number % PER_FOLDER == 0:
             folder.mkdir(parents=True)
-            original = root / f"{number}.{suffix}"  # a file system allows only so many links to one file
-            Image.fromarray(pixels).save(original)
-        os.link(original, folder / f"{number:07d}.{suffix}")
-    return root / "data"
+        (folder / f"{number:07d}.{suffix}").write_bytes(image.getvalue() + number.to_bytes(4, "big"))
+    return root
 
 
 def peak(command: list[str]) -> tuple[float, float]:
@@ -54,7 +54,7 @@ def main() -> None:
     first = None
     for count in options.counts:
         with tempfile.TemporaryDirectory() as name:
-            data = linked_folder(Path(name) / "images", count, options.suffix)
+            data = folder_of(Path(name) / "images", count, options.suffix)
             asked = f"--backbone {options.backbone} --weights random:0 --image-size {options.image_size}"
             asked += f" --layer {options.layer}" if options.layer else ""
             command = [sys.executable, "-m", "featcache", "extract", "--dataset", f"folder:{data}"]

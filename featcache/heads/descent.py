@@ -22,12 +22,14 @@ from featcache.heads.precision import Precision
 
 MEMORY = 20  # steps remembered
 _STEADY = 8.0  # factor by which the scale of the curvature may change from step to step
+_STEEPEST = 3.0  # times the mean curvature, above which no step's own curvature stands for the others'
 _TOO_FAR = 0.9  # of the slope a step began with
+_FLAT = 0.1  # of that slope, below which the rest of the way down is not looked for
 _HALVINGS = 12
 _LARGE = 1 << 24  # values of a memory from which on it is float32
 # What `_State` holds of every problem, first dimension P.
 _EACH = (
-    *("gradient", "slope", "curved", "rest", "part", "pending"),
+    *("gradient", "slope", "curved", "mean_curved", "rest", "part", "pending"),
     *("value", "stood", "best", "lowest", "waited"),
 )
 
@@ -50,12 +52,28 @@ class Stack:
 
 
 @dataclass
+class Memory:
+    """What P descents remember: their last steps (M, P, C, D + 1), and the scales (P,) of the curvature."""
+
+    steps: Tensor
+    turns: Tensor  # by how much each step changed the gradient
+    weight: Tensor
+    turned: int
+    curved: Tensor
+    rest: Tensor
+
+
+@dataclass
 class Outcome:
-    """Where descents (P,) ended: weights, the largest entry of the gradient, and how many passes it took."""
+    """Where descents (P,) ended: weights, the largest entry of the gradient, and how many passes it took.
+
+    `memory` is what they remember where all of them ended at once.
+    """
 
     weights: Tensor
     largest: Tensor
     passes: Tensor
+    memory: Memory | None = None
 
 
 def descend(
@@ -66,12 +84,14 @@ def descend(
     precision: Precision,
     limit: int,
     on_pass: Callable[[int], None] = lambda alive: None,
+    memory: Memory | None = None,
 ) -> Outcome:
     """Descend until no entry of a problem's gradient is above its tolerance, or rounding ends it.
 
-    `loss` must stand at zero scores; `limit` is how many passes there may be after the first.
+    `loss` must stand at zero scores; `limit` is how many passes there may be after the first. `memory` is
+    that of a descent on the same problems that ended where this one begins.
     """
-    state = _State(passes, loss, stack, look, precision)
+    state = _State(passes, loss, stack, look, precision, memory)
     numbers = list(range(len(stack)))
     outcome = Outcome(
         stack.weights.clone(),
@@ -89,9 +109,10 @@ def descend(
             outcome.weights[at], outcome.largest[at] = state.stack.weights[leave], state.largest[leave]
             outcome.passes[at] = count
             stay = [i for i, gone in enumerate(done) if not gone]
-            numbers = [numbers[i] for i in stay]
-            if not numbers:
+            if not stay:
+                outcome.memory = state.memory() if len(numbers) == len(stack) else None
                 return outcome
+            numbers = [numbers[i] for i in stay]
             state.keep(stay)
         step = state.direction()
         count += 1
@@ -101,28 +122,46 @@ class _State:
     """The problems still on their way: where they are, gradients, and the steps they remember."""
 
     def __init__(
-        self, passes: Passes, loss: Loss, stack: Stack, look: Curvature, precision: Precision
+        self,
+        passes: Passes,
+        loss: Loss,
+        stack: Stack,
+        look: Curvature,
+        precision: Precision,
+        memory: Memory | None,
     ) -> None:
         self.passes, self.loss, self.look, self.precision = passes, loss, look, precision
         self.stack = stack.some(list(range(len(stack))))
         self.stack.weights = torch.zeros_like(stack.weights)  # the first step leads to where they begin
         many = len(stack)
-        shape = (MEMORY, *stack.weights.shape)
-        dtype = torch.float32 if 2 * shape[0] * stack.weights.numel() > _LARGE else torch.float64
-        self.steps = torch.zeros(shape, dtype=dtype, device=passes.device)
-        self.turns = torch.zeros_like(self.steps)  # by how much each step changed the gradient
-        self.weight = torch.zeros((MEMORY, many), dtype=torch.float64, device=passes.device)
-        self.turned = 0
-        self.begun = False
+        self.begun, self.knows = False, memory is not None
+        self._recall(memory or self._nothing())
         self.gradient = torch.zeros_like(stack.weights)
         self.slope = torch.zeros_like(stack.penalty)
-        self.curved, self.rest = torch.ones_like(stack.penalty), torch.ones_like(stack.penalty)
+        self.mean_curved = torch.ones_like(stack.penalty)
         self.part = torch.zeros_like(stack.weights)  # a step cut short, until the gradient after it is known
         self.pending = torch.zeros(many, dtype=torch.bool, device=passes.device)
         self.value = torch.full_like(stack.penalty, torch.inf)
         self.stood = self.value  # where the last gradient was taken
         self.best, self.lowest = self.value, torch.full_like(stack.penalty, 1e300)
         self.waited = torch.zeros(many, dtype=torch.int64, device=passes.device)
+
+    def _nothing(self) -> Memory:
+        many, device = len(self.stack), self.passes.device
+        shape = (MEMORY, *self.stack.weights.shape)
+        dtype = torch.float32 if 2 * MEMORY * self.stack.weights.numel() > _LARGE else torch.float64
+        steps = torch.zeros(shape, dtype=dtype, device=device)
+        weight = torch.zeros((MEMORY, many), dtype=torch.float64, device=device)
+        one = torch.ones_like(self.stack.penalty)
+        return Memory(steps, torch.zeros_like(steps), weight, 0, one, one)
+
+    def _recall(self, memory: Memory) -> None:
+        self.steps, self.turns, self.weight = memory.steps, memory.turns, memory.weight
+        self.turned, self.curved, self.rest = memory.turned, memory.curved, memory.rest
+
+    def memory(self) -> Memory:
+        """Return what is remembered, which this descent does not change any more."""
+        return Memory(self.steps, self.turns, self.weight, self.turned, self.curved, self.rest)
 
     @property
     def largest(self) -> Tensor:
@@ -134,7 +173,8 @@ class _State:
         taken, gradient = self.passes.run(step.flatten(0, 1), self.loss.residuals, self.precision)
         taken, gradient = taken.view(shape), gradient.view(shape) / self.passes.rows
         value, curved = self.loss.taken()
-        if not self.begun:
+        self.mean_curved = curved
+        if not self.begun and not self.knows:
             self.curved, self.rest = curved, curved * self.look.rest + self.stack.penalty
         reached = self.stack.weights + taken
         pull = self._pull(reached)
@@ -168,20 +208,27 @@ class _State:
         return pull
 
     def _share(self, taken: Tensor, wanted: Tensor) -> Tensor:
-        """Return the best share of a step for the problems wanted, by secants and halvings; else 1."""
+        """Return the best share of a step for the problems wanted, by secants and halvings; else 1.
+
+        The loss there is lower for certain: a slope upwards, though small beside the one that the step began
+        with, may have come a long way up from the lowest point.
+        """
         own, along = _dot(self._pull(self.stack.weights), taken), _dot(self._pull(taken), taken)
         low, high = torch.zeros_like(own), torch.ones_like(own)
         down = self.slope
         up = self.loss.slopes(high) + own + along
-        share = high
         for turn in range(_HALVINGS):
             secant = low + (high - low) * (down / (down - up)).clamp(0.05, 0.95)
             share = secant if turn % 3 < 2 else (low + high) / 2
             slope = self.loss.slopes(share) + own + share * along
             low, down = torch.where(slope < 0, share, low), torch.where(slope < 0, slope, down)
             high, up = torch.where(slope < 0, high, share), torch.where(slope < 0, up, slope)
-            if bool((slope.abs() <= 0.1 * self.slope.abs())[wanted].all()):
+            # From 0 it went down at least as steeply as at `low`, and from there up at most as at `share`.
+            lower = (slope < 0) | (slope * (share - low) <= -down * low)
+            found = lower & (slope.abs() <= _FLAT * self.slope.abs())
+            if bool(found[wanted].all()):
                 break
+        share = torch.where(found | (low == 0), share, low)
         return torch.where(wanted, share, torch.ones_like(share))
 
     def _remember(self, step: Tensor, turn: Tensor, arrived: Tensor) -> None:
@@ -194,7 +241,8 @@ class _State:
         self.turned += 1
         penalties = self.stack.penalty, self.stack.intercept_penalty
         scale, rest = self.look.fit(step, turn, self.rest, *penalties)
-        self.curved = torch.where(says, _near(scale, self.curved), self.curved)
+        scale = torch.minimum(_near(scale, self.curved), _STEEPEST * self.mean_curved)
+        self.curved = torch.where(says, scale, self.curved)
         self.rest = torch.where(says, _near(rest, self.rest), self.rest)
 
     def direction(self) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from featcache.heads.base import Task
 from featcache.heads.curvature import Curvature, curvature
-from featcache.heads.descent import Outcome, Stack, descend
+from featcache.heads.descent import Memory, Outcome, Stack, descend
 from featcache.heads.gram import Rotation, RowSpace
 from featcache.heads.losses import CrossEntropy, HalfSquares, Logistic, Loss, SquaredHinge
 from featcache.heads.passes import NARROW, Passes
@@ -132,11 +132,12 @@ class _Solver:
         wanted = stack.tolerance
         look = curvature(self.passes)
         spent = torch.zeros(len(stack), dtype=torch.int64)
+        memory: Memory | None = None
         for precision in precisions:
             factor = 1.0 if precision is precisions[-1] else _FINE if precision.fine else _COARSE
             stack.tolerance = wanted * factor
-            outcome = self._descend(stack, look, precision, self.max_iter - int(spent.max()))
-            stack.weights = outcome.weights
+            outcome = self._descend(stack, look, precision, self.max_iter - int(spent.max()), memory)
+            stack.weights, memory = outcome.weights, outcome.memory
             spent += outcome.passes
         return self._kept(outcome, wanted, spent)
 
@@ -167,10 +168,17 @@ class _Solver:
         there = torch.from_numpy(weights).view(*outcome.weights.shape[:2], -1)
         return self._kept(Outcome(there, outcome.largest * longer, outcome.passes), wanted, outcome.passes)
 
-    def _descend(self, stack: Stack, look: Curvature, precision: Precision, limit: int) -> Outcome:
+    def _descend(
+        self,
+        stack: Stack,
+        look: Curvature,
+        precision: Precision,
+        limit: int,
+        memory: Memory | None = None,
+    ) -> Outcome:
         dtype = torch.float64 if precision is Precision.DOUBLE else torch.float32
         loss = self.problem.loss(len(self.Cs), self.targets, dtype)
-        return descend(self.passes, loss, stack, look, precision, limit, self.on_pass)
+        return descend(self.passes, loss, stack, look, precision, limit, self.on_pass, memory)
 
     def _stack(self, precision: Precision) -> Stack:
         heads, device = len(self.Cs), self.problem.device

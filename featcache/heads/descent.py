@@ -219,7 +219,7 @@ class _State:
         up = self.loss.slopes(high) + own + along
         for turn in range(_HALVINGS):
             secant = low + (high - low) * (down / (down - up)).clamp(0.05, 0.95)
-            share = secant if turn % 3 < 2 else (low + high) / 2
+            share = secant if turn % 3 < 2 else torch.where(low > 0, (low + high) / 2, high / 16)
             slope = self.loss.slopes(share) + own + share * along
             low, down = torch.where(slope < 0, share, low), torch.where(slope < 0, slope, down)
             high, up = torch.where(slope < 0, high, share), torch.where(slope < 0, up, slope)

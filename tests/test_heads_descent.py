@@ -28,7 +28,7 @@ def begun(wrong: int) -> tuple[_State, float]:
     return state, float(state.value)
 
 
-@pytest.mark.parametrize("length", [3.0, 30.0, 1000.0, 30000.0])
+@pytest.mark.parametrize("length", [3.0, 30.0, 300.0, 3000.0])
 @pytest.mark.parametrize("wrong", [1, 4, 20])
 def test_a_step_never_ends_higher_than_it_began(length: float, wrong: int) -> None:
     """A few rows beyond their margin pull weakly, however high the loss: a small slope is not a low place."""

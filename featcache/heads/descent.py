@@ -25,7 +25,7 @@ _STEADY = 8.0  # factor by which the scale of the curvature may change from step
 _STEEPEST = 3.0  # times the mean curvature, above which no step's own curvature stands for the others'
 _TOO_FAR = 0.9  # of the slope a step began with
 _FLAT = 0.1  # of that slope, below which the rest of the way down is not looked for
-_HALVINGS = 12
+_HALVINGS = 30
 _LARGE = 1 << 24  # values of a memory from which on it is float32
 # What `_State` holds of every problem, first dimension P.
 _EACH = (
@@ -219,7 +219,7 @@ class _State:
         up = self.loss.slopes(high) + own + along
         for turn in range(_HALVINGS):
             secant = low + (high - low) * (down / (down - up)).clamp(0.05, 0.95)
-            share = secant if turn % 3 < 2 else torch.where(low > 0, (low + high) / 2, high / 16)
+            share = secant if turn % 3 < 2 else (low + high) / 2
             slope = self.loss.slopes(share) + own + share * along
             low, down = torch.where(slope < 0, share, low), torch.where(slope < 0, slope, down)
             high, up = torch.where(slope < 0, high, share), torch.where(slope < 0, up, slope)

@@ -87,6 +87,10 @@ def info(cache: str | None, features_dir: Path, as_json: bool) -> None:
     if as_json:
         show_json(facts)
         return
+    _show_facts(facts)
+
+
+def _show_facts(facts: dict[str, Any]) -> None:
     show(f"{facts['cache']}\n")
     for name, value in _flat(facts["recipe"]):
         show(f"  {one_line(name):<26} {one_line(value)}")

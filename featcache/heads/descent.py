@@ -210,8 +210,8 @@ class _State:
     def _share(self, taken: Tensor, wanted: Tensor) -> Tensor:
         """Return the best share of a step for the problems wanted, by secants and halvings; else 1.
 
-        The loss there is lower for certain: a slope upwards, though small beside the one that the step began
-        with, may have come a long way up from the lowest point.
+        The loss there is lower for certain, where so many turns find such a place: a slope upwards, though
+        small beside the one that the step began with, may have come a long way up from the lowest point.
         """
         own, along = _dot(self._pull(self.stack.weights), taken), _dot(self._pull(taken), taken)
         low, high = torch.zeros_like(own), torch.ones_like(own)

@@ -254,13 +254,32 @@ def test_a_sketch_sees_the_largest_directions(monkeypatch: pytest.MonkeyPatch) -
     Z = StandardScaler().fit_transform(X.astype(np.float64))
     values = np.linalg.eigvalsh(Z.T @ Z / len(Z))[::-1]
     seen = found.values.flip(0).numpy()
-    assert np.allclose(seen[:3], values[:3], rtol=0.1)
+    assert np.allclose(seen[:3], values[:3], rtol=0.15)  # of half the rows
     assert (seen[:20] <= values[:20] * 1.1).all(), "a sketch never sees more than there is"
     assert (seen[:10] >= values[:10] * 0.7).all()
     assert found.vectors.shape == (300, 60)
     assert 0 < found.rest < values[40]
     gram = found.vectors.t() @ found.vectors
     assert torch.allclose(gram, torch.eye(60), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["logreg", "svm"])
+@pytest.mark.parametrize("narrow", [True, False])
+def test_a_large_C_leaves_no_direction_to_rounding(
+    kind: str, narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With next to no penalty 1 / curvature is huge wherever no row lies, or rounding puts a bit of one."""
+    monkeypatch.setattr(linear, "_SMALL", {})
+    if not narrow:
+        monkeypatch.setattr(curvatures, "NARROW", 10)
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((3000, 60)) * np.geomspace(1, 0.03, 60)
+    y = np.argmax(rows[:, :20] @ rng.standard_normal((20, 3)) + rng.standard_normal((3000, 3)), axis=1)
+    X = (rows @ rng.standard_normal((60, 400))).astype(np.float16)
+    for C in (1e2, 1e5):
+        head = create(kind, C=C, device="cpu").fit(X, y)
+        assert head.notes_ == [] and np.isfinite(head.coef_).all()
+        assert head.n_iter_ < 400
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,19 +9,21 @@ Randomized Nyström preconditioning, SIAM J. Matrix Anal. Appl. 2023).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from featcache.heads.passes import NARROW, Passes
-from featcache.heads.precision import Precision
 from featcache.heads.scaling import row_blocks
 from featcache.heads.threads import eigenvectors
 
 _SKETCH = 192  # directions of a sketch
+_ROUNDED = 1e-5  # of the largest value; so exact are eigenvectors in float32
 _CLEAR = 1e-5  # of the sum of eigenvalues; below, float32 has its part in them
-_BLOCK, _BLOCK_ROWS = 1 << 20, 256  # values and rows that are looked at side by side
+_RUN = 16  # rows looked at that lie side by side
+_GATHERED = 1 << 23  # values that go into one product
 _SCALES, _BISECTIONS = (1e-6, 2.0), 20
 _ROWS_A_DIRECTION = 16  # that are looked at, where there are as many
 
@@ -34,6 +36,16 @@ class Curvature:
     values: Tensor
     rest: float
 
+    @property
+    def complete(self) -> bool:
+        """Whether no direction lies outside the eigenvectors; what rounding leaves there says nothing."""
+        return self.vectors.shape[0] == self.vectors.shape[1]
+
+    @property
+    def _least(self) -> float:
+        """A value below which rounding, not the rows, would decide outside the eigenvectors."""
+        return _ROUNDED * float(self.values.max()) if len(self.values) else 0.0
+
     def solve(
         self, gradient: Tensor, scale: Tensor, rest: Tensor, penalty: Tensor, intercept: Tensor
     ) -> Tensor:
@@ -42,11 +54,15 @@ class Curvature:
         Outside the eigenvectors 1 / rest is taken, `rest` (P,) a curvature with its penalty. The last column
         is the intercept's, of second moment 1 and with a penalty (P,) of its own.
         """
-        short = 1 / (scale[:, None] * self.values + penalty[:, None]) - (1 / rest)[:, None]
+        short = 1 / (scale[:, None] * self.values + penalty[:, None])
+        if not self.complete:
+            rest = torch.maximum(rest, scale * self._least)
+            short -= (1 / rest)[:, None]
         weights = gradient[..., :-1]
         along = (weights.to(self.vectors.dtype) @ self.vectors) * short[:, None].to(self.vectors.dtype)
         found = (along @ self.vectors.t()).to(gradient.dtype)
-        found += weights / rest[:, None, None].to(gradient.dtype)
+        if not self.complete:
+            found += weights / rest[:, None, None].to(gradient.dtype)
         last = gradient[..., -1:] / (scale + intercept)[:, None, None].to(gradient.dtype)
         return torch.cat([found, last], 2)
 
@@ -60,10 +76,11 @@ class Curvature:
         """
         own, changed = (each[..., :-1].to(self.vectors.dtype) @ self.vectors for each in (step, turn))
         inside, along = _sum(own * changed), changed.double().square().sum(dim=1)
-        outside = _sum(step[..., :-1] * turn[..., :-1]) - inside
-        others = _sum(turn[..., :-1].square()) - along.sum(dim=1)
-        says = (outside > 0) & (others > 0)
-        rest = torch.where(says, torch.maximum(others / outside, penalty), rest)
+        if not self.complete:
+            outside = _sum(step[..., :-1] * turn[..., :-1]) - inside
+            others = _sum(turn[..., :-1].square()) - along.sum(dim=1)
+            says = (outside > 0) & (others > 0)
+            rest = torch.where(says, torch.maximum(others / outside, penalty), rest)
         last, product = _sum(turn[..., -1:].square()), inside + _sum(step[..., -1:] * turn[..., -1:])
         low, high = (torch.full_like(product, bound).log() for bound in _SCALES)
         for _ in range(_BISECTIONS):
@@ -90,9 +107,7 @@ def curvature(passes: Passes) -> Curvature:
 def _whole(passes: Passes) -> Curvature:
     total = torch.zeros((passes.width, passes.width), device=passes.device)
     count = 0
-    mean, scale = passes.mean.float(), passes.scale.float()
-    for part in _some(passes, passes.width):
-        rows = (passes.table.read(part).float() - mean) / scale
+    for rows in _standardised(passes, passes.width):
         total.addmm_(rows.t(), rows)
         count += len(rows)
     values, vectors = eigenvectors(total / count)  # a small penalty lets small ones decide: exact ones
@@ -103,12 +118,12 @@ def _sketched(passes: Passes) -> Curvature:
     generator = torch.Generator().manual_seed(0)
     size = min(_SKETCH, passes.width)
     start = torch.randn((passes.width, size), generator=generator).to(passes.device)
-    start = torch.linalg.qr(start)[0].t()
-    step = torch.cat([start, torch.zeros_like(start[:, :1])], 1).double()
-    parts = _some(passes, size)
-    taken, found = passes.run(step, lambda part, scores: scores, Precision.SINGLE, parts)
-    count = sum(part.stop - part.start for part in parts)
-    vectors, values = _nystrom(taken[:, :-1].t(), found[:, :-1].t() / count)
+    start = torch.linalg.qr(start)[0]
+    image, count = torch.zeros_like(start), 0
+    for rows in _standardised(passes, size):
+        image.addmm_(rows.t(), rows @ start)
+        count += len(rows)
+    vectors, values = _nystrom(start.double(), image.double() / count)
     live = float((passes.scale != 1).sum()) or float(passes.width)
     rest = max((live - float(values.sum())) / max(live - size, 1.0), 0.0)
     return Curvature(vectors.float(), values, min(rest, float(values.min())) if len(values) else rest)
@@ -132,10 +147,29 @@ def _roots(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return values[clear], vectors[:, clear]
 
 
-def _some(passes: Passes, directions: int) -> list[slice]:
-    """Return blocks of rows spread evenly over the table, enough of them for so many directions."""
+def _standardised(passes: Passes, directions: int) -> Iterator[Tensor]:
+    """Yield standardised rows (n, D), spread evenly over the table, enough of them for so many directions.
+
+    Many small runs of rows are gathered for each: a table may be sorted by class, and thin products are slow.
+    """
+    runs = _runs(passes, directions)
+    most = max(runs[0].stop, _GATHERED // passes.width)
+    mean, scale = passes.mean.float(), passes.scale.float()
+    space, filled = torch.empty((most, passes.width), device=passes.device), 0
+    for run in runs:
+        count = run.stop - run.start
+        if filled + count > most:
+            yield space[:filled].sub_(mean).div_(scale)
+            filled = 0
+        space[filled : filled + count] = passes.table.read(run)
+        filled += count
+    yield space[:filled].sub_(mean).div_(scale)
+
+
+def _runs(passes: Passes, directions: int) -> list[slice]:
+    """Return runs of rows spread evenly over the table."""
     rows, wanted = passes.rows, directions * _ROWS_A_DIRECTION
-    each = max(1, min(_BLOCK_ROWS, _BLOCK // passes.width))
+    each = min(_RUN, rows)
     if rows <= wanted:
         return list(row_blocks(rows, 1, each))
     starts = torch.linspace(0, rows - each, -(-wanted // each), dtype=torch.float64).round().long().tolist()

@@ -81,13 +81,12 @@ class CrossEntropy(Loss):
     def terms(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return losses, residuals p - 1[own class], and p (1 - p), averaged over C - 1 directions."""
         own = targets.expand(len(scores), 1, -1)
-        p = scores.sub_(scores.amax(dim=1, keepdim=True))
+        p = torch.log_softmax(scores, 1)
         value = -p.gather(1, own).sum(dim=(1, 2), dtype=torch.float64)
-        total = p.exp_().sum(dim=1, keepdim=True)
-        value += total.log().sum(dim=(1, 2), dtype=torch.float64)
-        p /= total
-        curvature = (p.shape[2] - p.square().sum(dim=(1, 2), dtype=torch.float64)) / (p.shape[1] - 1)
-        return value, p.scatter_add_(1, own, -torch.ones_like(total)), curvature
+        squares = torch.linalg.vector_norm(p.exp_(), dim=(1, 2), dtype=torch.float64).square()
+        curvature = (p.shape[2] - squares) / (p.shape[1] - 1)
+        less = torch.full((1, 1, 1), -1.0, dtype=p.dtype, device=p.device).expand(own.shape)
+        return value, p.scatter_add_(1, own, less), curvature
 
 
 class Logistic(Loss):

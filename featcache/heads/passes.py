@@ -25,7 +25,8 @@ from featcache.heads.threads import torch_threads_for
 from featcache.selection import Selection
 
 Residuals = Callable[[slice, Tensor], Tensor]
-_CPU_BLOCK = 1 << 20  # values: a block and its cast stay in the cache of the processor
+_CPU_BLOCK = 1 << 19  # values: a block and its cast stay in the cache of the processor
+_CPU_ROWS = 40  # of float32, at least: with fewer of them weights are read too often
 _BRIEF_BLOCK = 1 << 21
 _WIDE_BLOCK = 1 << 22
 _GPU_BLOCK = 1 << 27  # values: the float64 copy of a block takes a gibibyte
@@ -62,19 +63,18 @@ class Passes:
         step: Tensor,
         residuals: Residuals,
         precision: Precision,
-        parts: Sequence[slice] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the step that was really taken and the gradient, both float64 (K, D + 1).
 
         The last column of the step (K, D + 1) is added to the scores, and that of the gradient is the
         residuals' sum. A coarse precision rounds the step, so that what it scored is exactly known.
         `residuals(part, scores)` gets the scores (K, n) of rows `part` and returns residuals (K, n); it is
-        called from several threads. `parts` are the rows to read, all of them if None.
+        called from several threads.
         """
         products = products_for(precision, step[:, :-1] / self.scale, self.table.dtype)
         taken = products.weights
         shift = (step[:, -1] - taken @ self.mean).to(products.sums)
-        cut = list(parts) if parts is not None else self.parts(precision, len(step))
+        cut = self.parts(precision, len(step))
         lanes = self._lanes(len(step))
         with torch_threads_for(0), torch.no_grad():  # each lane is one thread
             jobs = [
@@ -95,7 +95,8 @@ class Passes:
             # Many columns' weights are as large as a block: more rows a block read them less often. In
             # bfloat16, which only wide tables come in, sums and residuals cost more than a block that stays.
             least = _BRIEF_BLOCK if precision is Precision.BRIEF else _CPU_BLOCK
-            values = max(least, min(columns * self.width, _WIDE_BLOCK))
+            rows = max(columns, _CPU_ROWS * (precision is Precision.SINGLE))
+            values = max(least, min(rows * self.width, _WIDE_BLOCK))
             return list(row_blocks(self.rows, max(self.width, columns), values))
         casts = precision not in (Precision.SPLIT,)
         return list(row_blocks(self.rows, max(self.width if casts else 1, 4 * columns), _GPU_BLOCK))

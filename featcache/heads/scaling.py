@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from featcache.errors import HeadError
 from featcache.heads.threads import torch_threads_for
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from featcache.heads.tables import Place
 
 Matrix = NDArray[np.floating[Any]]
 BLOCK = 1 << 22  # values in a block that is computed on: 16 MiB of float32
@@ -47,53 +52,44 @@ def moments(X: Matrix) -> Moments:
     Raises:
         HeadError: X holds NaN or infinity; the message names the first place.
     """
-    first = X[:1][0].astype(np.float64)
+    import torch
+
+    from featcache.heads.tables import here
+
+    table, first = here(X), torch.from_numpy(X[:1][0].astype(np.float64))
     chunks = list(row_blocks(len(X), X.shape[1], _CHUNK))
     if len(chunks) == 1:
-        sums = [_sums(X, chunks[0], first)]
+        sums = [_sums(table, chunks[0], first)]
     else:
-        import torch
-
         # However many threads there are, the same chunks are summed in the same order.
         with ThreadPoolExecutor(torch.get_num_threads()) as pool, torch_threads_for(0):
-            sums = list(pool.map(lambda rows: _sums(X, rows, first), chunks))
+            sums = list(pool.map(lambda rows: _sums(table, rows, first), chunks))
+    for chunk, (total, _) in zip(chunks, sums, strict=True):
+        if not np.isfinite(total).all():
+            check_finite(X[chunk], chunk.start)
     shift = sum(total for total, _ in sums) / len(X)
     variance = np.maximum(sum(squares for _, squares in sums) / len(X) - shift * shift, 0.0)
-    return Moments(first + shift, np.where(variance > 0, np.sqrt(variance), 1.0), variance)
+    return Moments(first.numpy() + shift, np.where(variance > 0, np.sqrt(variance), 1.0), variance)
 
 
-def _sums(
-    X: Matrix, chunk: slice, first: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sums(table: Place, chunk: slice, first: Tensor) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the sums (D,) of X - first and of its squares over a chunk of rows."""
-    total, squares = np.zeros_like(first), np.zeros_like(first)
-    parts = list(row_blocks(chunk.stop - chunk.start, X.shape[1], _CACHED))
-    space = np.empty((parts[0].stop, X.shape[1]))  # once: asking for memory costs as much as the sums
-    with np.errstate(invalid="ignore", over="ignore"):
-        for part in parts:
-            rows = slice(chunk.start + part.start, chunk.start + part.stop)
-            block = widen(X[rows], space[: part.stop - part.start])
-            block -= first
-            found = block.sum(axis=0)
-            if not np.isfinite(found).all():
-                check_finite(X[rows], rows.start)
-            total += found
-            np.square(block, out=block)
-            squares += block.sum(axis=0)
-    return total, squares
+    import torch
 
-
-def widen(rows: Matrix, out: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Write rows to `out` and return it; float16 goes by torch, which is several times as fast as numpy."""
-    if rows.dtype == np.float16:
-        import torch
-
-        from featcache.heads.tables import shared_tensor
-
-        torch.from_numpy(out).copy_(shared_tensor(rows).float())
-    else:
-        out[:] = rows
-    return out
+    total, squares = torch.zeros_like(first), torch.zeros_like(first)
+    parts = list(row_blocks(chunk.stop - chunk.start, len(first), _CACHED))
+    shape = parts[0].stop, len(first)
+    # Once: asking for memory costs as much as the sums.
+    space, single = torch.empty(shape, dtype=torch.float64), torch.empty(shape)
+    for part in parts:
+        rows, count = slice(chunk.start + part.start, chunk.start + part.stop), part.stop - part.start
+        values = table.read(rows)
+        if values.dtype == torch.float16:  # in one step it takes twice as long
+            values = single[:count].copy_(values)
+        block = space[:count].copy_(values).sub_(first)
+        total += block.sum(dim=0)
+        squares += block.square_().sum(dim=0)
+    return total.numpy(), squares.numpy()
 
 
 def check_finite(X: Matrix, first_row: int = 0, name: str = "X") -> None:

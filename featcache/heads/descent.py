@@ -27,7 +27,7 @@ _TOO_FAR = 0.9  # of the slope a step began with
 _FLAT = 0.1  # of that slope, below which the rest of the way down is not looked for
 _HALVINGS = 30
 _LARGE = 1 << 24  # values of a memory from which on it is float32
-# What `_State` holds of every problem, first dimension P.
+# What a descent holds of every problem, first dimension P.
 _EACH = (
     *("gradient", "slope", "curved", "mean_curved", "rest", "part", "pending"),
     *("value", "stood", "best", "lowest", "waited"),
@@ -76,22 +76,12 @@ class Outcome:
     memory: Memory | None = None
 
 
-def descend(
-    passes: Passes,
-    loss: Loss,
-    stack: Stack,
-    look: Curvature,
-    precision: Precision,
-    limit: int,
-    on_pass: Callable[[int], None] = lambda alive: None,
-    memory: Memory | None = None,
-) -> Outcome:
+def descend(state: Descent, limit: int, on_pass: Callable[[int], None] = lambda alive: None) -> Outcome:
     """Descend until no entry of a problem's gradient is above its tolerance, or rounding ends it.
 
-    `loss` must stand at zero scores; `limit` is how many passes there may be after the first. `memory` is
-    that of a descent on the same problems that ended where this one begins.
+    `limit` is how many passes there may be after the first.
     """
-    state = _State(passes, loss, stack, look, precision, memory)
+    stack = state.start
     numbers = list(range(len(stack)))
     outcome = Outcome(
         stack.weights.clone(),
@@ -118,8 +108,12 @@ def descend(
         count += 1
 
 
-class _State:
-    """The problems still on their way: where they are, gradients, and the steps they remember."""
+class Descent:
+    """Problems on their way down: where they are, gradients, and the steps they remember.
+
+    `loss` must stand at zero scores. `memory` is that of a descent on the same problems that ended where
+    this one begins.
+    """
 
     def __init__(
         self,
@@ -131,7 +125,7 @@ class _State:
         memory: Memory | None,
     ) -> None:
         self.passes, self.loss, self.look, self.precision = passes, loss, look, precision
-        self.stack = stack.some(list(range(len(stack))))
+        self.start, self.stack = stack, stack.some(list(range(len(stack))))
         self.stack.weights = torch.zeros_like(stack.weights)  # the first step leads to where they begin
         many = len(stack)
         self.begun, self.knows = False, memory is not None
@@ -165,6 +159,7 @@ class _State:
 
     @property
     def largest(self) -> Tensor:
+        """The largest entry (P,) of each gradient."""
         return self.gradient.abs().amax(dim=(1, 2))
 
     def go(self, step: Tensor) -> None:

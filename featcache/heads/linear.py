@@ -21,9 +21,10 @@ from torch import Tensor
 
 from featcache.heads.base import Task
 from featcache.heads.curvature import Curvature, curvature
-from featcache.heads.descent import Memory, Outcome, Stack, descend
+from featcache.heads.descent import Descent, Memory, Outcome, Stack, descend
 from featcache.heads.gram import Rotation, RowSpace
 from featcache.heads.losses import CrossEntropy, HalfSquares, Logistic, Loss, SquaredHinge
+from featcache.heads.newton import Newton, is_worth
 from featcache.heads.passes import NARROW, Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import Moments
@@ -31,6 +32,7 @@ from featcache.heads.tables import here
 
 _SMALL = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of a table that is worked on in float64 from the start
 _FEW = 1024  # rows, up to which it is worth turning a table that is wider; for several penalties twice that
+_SLOW = 100  # passes, after which problems of few weights are finished by Newton's method
 _COARSE, _FINE = 0.7, 0.9  # of the tolerance, what is asked before the next precision takes over
 
 
@@ -133,13 +135,33 @@ class _Solver:
         look = curvature(self.passes)
         spent = torch.zeros(len(stack), dtype=torch.int64)
         memory: Memory | None = None
+        most = self._most(stack)
         for precision in precisions:
             factor = 1.0 if precision is precisions[-1] else _FINE if precision.fine else _COARSE
             stack.tolerance = wanted * factor
-            outcome = self._descend(stack, look, precision, self.max_iter - int(spent.max()), memory)
+            outcome = self._descend(stack, look, precision, most - int(spent.max()), memory)
             stack.weights, memory = outcome.weights, outcome.memory
             spent += outcome.passes
-        return self._kept(outcome, wanted, spent)
+        outcome.passes = spent
+        self._finish(stack, outcome)
+        return self._kept(outcome, wanted)
+
+    def _most(self, stack: Stack) -> int:
+        """Return how many passes the descent may take."""
+        return min(self.max_iter, _SLOW) if is_worth(self.passes, stack) else self.max_iter
+
+    def _finish(self, stack: Stack, outcome: Outcome) -> None:
+        """Bring problems that have not arrived to their end, and write that into the outcome."""
+        late = torch.nonzero(~(outcome.largest <= stack.tolerance)).flatten().tolist()
+        left = self.max_iter - int(outcome.passes.max())
+        if not late or left < 1 or not is_worth(self.passes, stack):
+            return
+        loss = self.problem.loss(len(self.Cs), self.targets, torch.float64)
+        loss.keep(late)
+        stack.weights = outcome.weights
+        found = descend(Newton(self.passes, loss, stack.some(late)), left, self.on_pass)
+        outcome.weights[late], outcome.largest[late] = found.weights, found.largest
+        outcome.passes[late] += found.passes
 
     def _turned(self) -> list[Solution] | None:
         """Solve in coordinates of the rows; return None where all rows are the same.
@@ -162,11 +184,12 @@ class _Solver:
         stack.tolerance = wanted / longer
         directions = torch.eye(size, dtype=torch.float64, device=problem.device)
         look = Curvature(directions, turn.values, 0.0)
-        outcome = inner._descend(stack, look, Precision.DOUBLE, self.max_iter)
+        outcome = inner._descend(stack, look, Precision.DOUBLE, inner._most(stack))
+        inner._finish(stack, outcome)
         flat = outcome.weights.flatten(0, 1).cpu().numpy()
         weights = np.concatenate([turn.back(flat[:, :-1]), flat[:, -1:]], axis=1)
         there = torch.from_numpy(weights).view(*outcome.weights.shape[:2], -1)
-        return self._kept(Outcome(there, outcome.largest * longer, outcome.passes), wanted, outcome.passes)
+        return self._kept(Outcome(there, outcome.largest * longer, outcome.passes), wanted)
 
     def _descend(
         self,
@@ -178,7 +201,7 @@ class _Solver:
     ) -> Outcome:
         dtype = torch.float64 if precision is Precision.DOUBLE else torch.float32
         loss = self.problem.loss(len(self.Cs), self.targets, dtype)
-        return descend(self.passes, loss, stack, look, precision, limit, self.on_pass, memory)
+        return descend(Descent(self.passes, loss, stack, look, precision, memory), limit, self.on_pass)
 
     def _stack(self, precision: Precision) -> Stack:
         heads, device = len(self.Cs), self.problem.device
@@ -200,12 +223,12 @@ class _Solver:
         largest: Tensor = gradient.abs().amax(dim=1) / self.passes.rows
         return largest
 
-    def _kept(self, outcome: Outcome, wanted: Tensor, spent: Tensor) -> list[Solution]:
+    def _kept(self, outcome: Outcome, wanted: Tensor) -> list[Solution]:
         heads = len(self.Cs)
         shape = (heads, self.problem.width, self.passes.width + 1)
         weights = outcome.weights.reshape(shape).cpu().numpy()
         missed = (outcome.largest / wanted * self.tol).view(heads, -1).amax(dim=1).tolist()
-        passes = spent.view(heads, -1).amax(dim=1).tolist()
+        passes = outcome.passes.view(heads, -1).amax(dim=1).tolist()
         found = []
         for own, worst, count in zip(weights, missed, passes, strict=True):
             coef, intercept = np.ascontiguousarray(own[:, :-1]), own[:, -1].copy()

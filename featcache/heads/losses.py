@@ -47,6 +47,23 @@ class Loss(ABC):
         self._found[part.start] = (value.double(), curvature.double())
         return residual.view(scores.shape)
 
+    def hessian(self, problem: int, part: slice, rows: Tensor) -> Tensor:
+        """Return the second derivatives (C · d, C · d), by the weights, of the sum over rows (n, d)."""
+        targets = self._of(problem)[..., part]
+        _, residual, _ = self.terms(self.scores[problem : problem + 1, :, part].clone(), targets)
+        return self._bent(residual[0], targets, rows)
+
+    def _of(self, problem: int) -> Tensor:
+        return self.targets
+
+    def _bent(self, residual: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        """Return what `hessian` does, from the residuals (C, n); of one column (1, n)."""
+        return (rows * self._second(residual)[0][:, None]).t() @ rows
+
+    def _second(self, residual: Tensor) -> Tensor:
+        """Return the second derivatives (1, n) of the losses of one column, from their first."""
+        raise NotImplementedError
+
     def taken(self) -> tuple[Tensor, Tensor]:
         """Return the mean losses (P,) and curvatures (P,) that a finished pass found, float64."""
         found = [self._found[start] for start in sorted(self._found)]
@@ -88,6 +105,12 @@ class CrossEntropy(Loss):
         less = torch.full((1, 1, 1), -1.0, dtype=p.dtype, device=p.device).expand(own.shape)
         return value, p.scatter_add_(1, own, less), curvature
 
+    def _bent(self, residual: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        p = residual.scatter_add(0, targets[None], torch.ones_like(residual[:1]))
+        each = (p.t()[:, :, None] * rows[:, None, :]).flatten(1)
+        total: Tensor = torch.block_diag(*((rows * own[:, None]).t() @ rows for own in p))
+        return total - each.t() @ each
+
 
 class Logistic(Loss):
     """Logistic loss of one column; targets are signs (1, N), -1 and +1."""
@@ -99,6 +122,9 @@ class Logistic(Loss):
         wrong = torch.sigmoid(-margin)
         return value, -wrong * targets, (wrong * (1 - wrong)).sum(dim=(1, 2), dtype=torch.float64)
 
+    def _second(self, residual: Tensor) -> Tensor:
+        return residual.abs() * (1 - residual.abs())
+
 
 class _OwnTargets(Loss):
     """Each problem is one column with its own targets (P, 1, N) of -1 and +1."""
@@ -107,6 +133,9 @@ class _OwnTargets(Loss):
         """Keep these problems and their targets."""
         super().keep(stay)
         self.targets = self.targets[stay]
+
+    def _of(self, problem: int) -> Tensor:
+        return self.targets[problem : problem + 1]
 
 
 class SquaredHinge(_OwnTargets):
@@ -119,6 +148,9 @@ class SquaredHinge(_OwnTargets):
         active = 2.0 * (short > 0).sum(dim=(1, 2), dtype=torch.float64)
         return value, short.mul_(targets).mul_(-2), active
 
+    def _second(self, residual: Tensor) -> Tensor:
+        return 2.0 * (residual != 0)
+
 
 class HalfSquares(_OwnTargets):
     """½ (s - t)²."""
@@ -128,3 +160,6 @@ class HalfSquares(_OwnTargets):
         residual = scores.sub_(targets)
         value = residual.square().sum(dim=(1, 2), dtype=torch.float64) / 2
         return value, residual, torch.full_like(value, residual.shape[2])
+
+    def _second(self, residual: Tensor) -> Tensor:
+        return torch.ones_like(residual)

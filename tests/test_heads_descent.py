@@ -115,3 +115,14 @@ def test_where_the_descent_is_slow_newton_ends_the_way(
     slow = create(kind, C=C, tol=tol, standardize="no", max_iter=150).fit(X, y)
     assert slow.notes_ != [], "the descent alone does not arrive as soon"
     assert (slow.predict(X) == head.predict(X)).mean() >= 0.99
+
+
+@pytest.mark.parametrize(
+    ("rows", "problems", "columns", "width", "worth"),
+    [(600, 1, 1, 600, True), (40000, 10, 1, 20, True), (40000, 10, 1, 513, False), (100, 1, 10, 513, False)],
+)
+def test_newton_is_for_few_weights(rows: int, problems: int, columns: int, width: int, worth: bool) -> None:
+    passes = Passes(np.zeros((rows, 1), np.float16), None, torch.device("cpu"))
+    many = ONE.expand(problems)
+    stack = Stack(torch.zeros(problems, columns, width), many, many, many)
+    assert newton_module.is_worth(passes, stack) is worth

@@ -20,15 +20,19 @@ from featcache.heads.precision import Precision
 from featcache.heads.scaling import row_blocks
 
 _WEIGHTS = 1024  # of one problem, at most: its second derivatives are squared as many
-_OPERATIONS = 1 << 36  # for one look at them, a second or two of two cores
+_PASSES = 30  # of the descent, that a step may cost: it saves as many
+_THIN = 8  # multiplications in the time that one of a pass takes, whose products are thin
+_CALLS = 1 << 26  # multiplications in the time that a pass or a step takes besides
 _BLOCK = 1 << 20  # values
 _LIFT, _HIGHER = 1e-12, 100.0  # of the largest second derivative: what is added until there is a way down
 
 
 def is_worth(passes: Passes, stack: Stack) -> bool:
-    """Return whether the problems are small enough for their second derivatives."""
-    weights = stack.weights[0].numel()
-    return weights <= _WEIGHTS and passes.rows * weights**2 <= _OPERATIONS
+    """Return whether the problems' second derivatives are cheap enough, beside passes over the table."""
+    problems, rows, weights = len(stack), passes.rows, stack.weights[0].numel()
+    step = problems * (rows * weights**2 + weights**3 // 6 + _CALLS)
+    one_pass = problems * rows * weights * _THIN + _CALLS
+    return weights <= _WEIGHTS and step <= _PASSES * one_pass
 
 
 class Newton(Descent):

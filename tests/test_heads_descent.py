@@ -12,7 +12,8 @@ from featcache.heads import newton as newton_module
 from featcache.heads.base import Task
 from featcache.heads.catalogue import create
 from featcache.heads.curvature import Curvature
-from featcache.heads.descent import Descent, Memory, Outcome, Stack, descend
+from featcache.heads.descent import Outcome, Stack, descend
+from featcache.heads.lbfgs import Lbfgs, Memory
 from featcache.heads.linear import Problem
 from featcache.heads.losses import CrossEntropy
 from featcache.heads.newton import Newton
@@ -23,13 +24,13 @@ from featcache.heads.scaling import moments
 ONE = torch.ones(1, dtype=torch.float64)
 
 
-def begun(wrong: int) -> tuple[Descent, float]:
+def begun(wrong: int) -> tuple[Lbfgs, float]:
     """Return a descent at zero on 100 equal rows, so many of them of class 0, and the loss there."""
     codes = torch.tensor([0] * wrong + [1] * (100 - wrong))
     stack = Stack(torch.zeros(1, 2, 2, dtype=torch.float64), 1e-9 * ONE, 0 * ONE, 1e-12 * ONE)
     look = Curvature(torch.eye(1), ONE, 0.0)
     passes = Passes(np.ones((100, 1), np.float32), None, torch.device("cpu"))
-    state = Descent(passes, CrossEntropy(1, 2, codes, torch.float64), stack, look, Precision.DOUBLE, None)
+    state = Lbfgs(passes, CrossEntropy(1, 2, codes, torch.float64), stack, Precision.DOUBLE, look)
     state.go(stack.weights)
     return state, float(state.value)
 
@@ -56,15 +57,18 @@ def test_what_is_remembered_goes_on_in_the_next_precision() -> None:
     stack = Stack(torch.zeros(1, 5, 41, dtype=torch.float64), 1e-3 * ONE, 0 * ONE, 1e-3 * ONE)
     look = Curvature(torch.eye(40), torch.ones(40, dtype=torch.float64), 0.0)  # knows nothing of the table
 
-    def descended(stack: Stack, precision: Precision, memory: Memory | None = None) -> Outcome:
+    def descended(
+        stack: Stack, precision: Precision, memory: Memory | None = None
+    ) -> tuple[Outcome, Memory | None]:
         dtype = torch.float32 if precision is Precision.SINGLE else torch.float64
         loss = CrossEntropy(1, 5, codes, dtype)
-        return descend(Descent(passes, loss, stack, look, precision, memory), 500)
+        state = Lbfgs(passes, loss, stack, precision, look, memory)
+        return descend(state, 500), state.memory()
 
-    coarse = descended(stack, Precision.SINGLE)
+    coarse, known = descended(stack, Precision.SINGLE)
     finer = Stack(coarse.weights, stack.penalty, stack.intercept_penalty, 1e-7 * ONE)
-    fresh = descended(finer, Precision.DOUBLE)
-    informed = descended(finer, Precision.DOUBLE, coarse.memory)
+    fresh, _ = descended(finer, Precision.DOUBLE)
+    informed, _ = descended(finer, Precision.DOUBLE, known)
     assert int(informed.passes) < int(fresh.passes)
     assert float(informed.largest) <= 1e-7
     # The intercepts may all rise by the same.

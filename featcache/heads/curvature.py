@@ -41,11 +41,6 @@ class Curvature:
         """Whether no direction lies outside the eigenvectors; what rounding leaves there says nothing."""
         return self.vectors.shape[0] == self.vectors.shape[1]
 
-    @property
-    def _least(self) -> float:
-        """A value below which rounding, not the rows, would decide outside the eigenvectors."""
-        return _ROUNDED * float(self.values.max()) if len(self.values) else 0.0
-
     def solve(
         self, gradient: Tensor, scale: Tensor, rest: Tensor, penalty: Tensor, intercept: Tensor
     ) -> Tensor:
@@ -56,7 +51,8 @@ class Curvature:
         """
         short = 1 / (scale[:, None] * self.values + penalty[:, None])
         if not self.complete:
-            rest = torch.maximum(rest, scale * self._least)
+            if len(self.values):  # below, rounding and not the rows would decide outside the eigenvectors
+                rest = torch.maximum(rest, scale * _ROUNDED * self.values.max())
             short -= (1 / rest)[:, None]
         weights = gradient[..., :-1]
         along = (weights.to(self.vectors.dtype) @ self.vectors) * short[:, None].to(self.vectors.dtype)

@@ -1,35 +1,29 @@
-"""Descent on many smooth convex problems at once: L-BFGS with the curvature of the rows, one pass a step.
+"""Descent on many smooth convex problems at once, one pass over the table a step.
 
-L-BFGS (Liu and Nocedal, On the limited memory BFGS method, 1989) begins its recursion with the inverse of
-scale · G + penalty (see `featcache.heads.curvature`), where scale is the mean curvature of the loss at the
-current scores. Most steps are taken whole and cost one pass over the table, which gives the new gradient too.
-Where the slope at the end of a step says that it went too far, the best share of it is found on the scores
-alone, and the next pass is for the gradient there.
+Most steps are taken whole; their pass gives the new gradient too. Where the slope at the end of a step says
+that it went too far, the best share of it is found on the scores alone, and the next pass is for the gradient
+there. Where a step leads is another module's: `featcache.heads.lbfgs`, `featcache.heads.newton`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from featcache.heads.curvature import Curvature
 from featcache.heads.losses import Loss
 from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision
 
-MEMORY = 20  # steps remembered
-_STEADY = 8.0  # factor by which the scale of the curvature may change from step to step
-_STEEPEST = 3.0  # times the mean curvature, above which no step's own curvature stands for the others'
 _TOO_FAR = 0.9  # of the slope a step began with
 _FLAT = 0.1  # of that slope, below which the rest of the way down is not looked for
 _HALVINGS = 30
-_LARGE = 1 << 24  # values of a memory from which on it is float32
 # What a descent holds of every problem, first dimension P.
 _EACH = (
-    *("gradient", "slope", "curved", "mean_curved", "rest", "part", "pending"),
+    *("gradient", "slope", "mean_curved", "part", "pending"),
     *("value", "stood", "best", "lowest", "waited"),
 )
 
@@ -52,28 +46,12 @@ class Stack:
 
 
 @dataclass
-class Memory:
-    """What P descents remember: their last steps (M, P, C, D + 1), and the scales (P,) of the curvature."""
-
-    steps: Tensor
-    turns: Tensor  # by how much each step changed the gradient
-    weight: Tensor
-    turned: int
-    curved: Tensor
-    rest: Tensor
-
-
-@dataclass
 class Outcome:
-    """Where descents (P,) ended: weights, the largest entry of the gradient, and how many passes it took.
-
-    `memory` is what they remember where all of them ended at once.
-    """
+    """Where descents (P,) ended: weights, the largest entry of the gradient, and how many passes it took."""
 
     weights: Tensor
     largest: Tensor
     passes: Tensor
-    memory: Memory | None = None
 
 
 def descend(state: Descent, limit: int, on_pass: Callable[[int], None] = lambda alive: None) -> Outcome:
@@ -100,7 +78,6 @@ def descend(state: Descent, limit: int, on_pass: Callable[[int], None] = lambda 
             outcome.passes[at] = count
             stay = [i for i, gone in enumerate(done) if not gone]
             if not stay:
-                outcome.memory = state.memory() if len(numbers) == len(stack) else None
                 return outcome
             numbers = [numbers[i] for i in stay]
             state.keep(stay)
@@ -108,54 +85,31 @@ def descend(state: Descent, limit: int, on_pass: Callable[[int], None] = lambda 
         count += 1
 
 
-class Descent:
-    """Problems on their way down: where they are, gradients, and the steps they remember.
+class Descent(ABC):
+    """Problems on their way down: where they are, and their gradients. `loss` must stand at zero scores."""
 
-    `loss` must stand at zero scores. `memory` is that of a descent on the same problems that ended where
-    this one begins.
-    """
-
-    def __init__(
-        self,
-        passes: Passes,
-        loss: Loss,
-        stack: Stack,
-        look: Curvature,
-        precision: Precision,
-        memory: Memory | None,
-    ) -> None:
-        self.passes, self.loss, self.look, self.precision = passes, loss, look, precision
+    def __init__(self, passes: Passes, loss: Loss, stack: Stack, precision: Precision) -> None:
+        self.passes, self.loss, self.precision = passes, loss, precision
         self.start, self.stack = stack, stack.some(list(range(len(stack))))
         self.stack.weights = torch.zeros_like(stack.weights)  # the first step leads to where they begin
-        many = len(stack)
-        self.begun, self.knows = False, memory is not None
-        self._recall(memory or self._nothing())
+        self.begun = False
         self.gradient = torch.zeros_like(stack.weights)
         self.slope = torch.zeros_like(stack.penalty)
-        self.mean_curved = torch.ones_like(stack.penalty)
+        self.mean_curved = torch.ones_like(stack.penalty)  # of the losses, where the last step led
         self.part = torch.zeros_like(stack.weights)  # a step cut short, until the gradient after it is known
-        self.pending = torch.zeros(many, dtype=torch.bool, device=passes.device)
+        self.pending = torch.zeros(len(stack), dtype=torch.bool, device=passes.device)
         self.value = torch.full_like(stack.penalty, torch.inf)
         self.stood = self.value  # where the last gradient was taken
         self.best, self.lowest = self.value, torch.full_like(stack.penalty, 1e300)
-        self.waited = torch.zeros(many, dtype=torch.int64, device=passes.device)
+        self.waited = torch.zeros(len(stack), dtype=torch.int64, device=passes.device)
 
-    def _nothing(self) -> Memory:
-        many, device = len(self.stack), self.passes.device
-        shape = (MEMORY, *self.stack.weights.shape)
-        dtype = torch.float32 if 2 * MEMORY * self.stack.weights.numel() > _LARGE else torch.float64
-        steps = torch.zeros(shape, dtype=dtype, device=device)
-        weight = torch.zeros((MEMORY, many), dtype=torch.float64, device=device)
-        one = torch.ones_like(self.stack.penalty)
-        return Memory(steps, torch.zeros_like(steps), weight, 0, one, one)
+    @abstractmethod
+    def direction(self) -> Tensor:
+        """Return the next steps (P, C, D + 1): zero where a gradient has to be known first."""
 
-    def _recall(self, memory: Memory) -> None:
-        self.steps, self.turns, self.weight = memory.steps, memory.turns, memory.weight
-        self.turned, self.curved, self.rest = memory.turned, memory.curved, memory.rest
-
-    def memory(self) -> Memory:
-        """Return what is remembered, which this descent does not change any more."""
-        return Memory(self.steps, self.turns, self.weight, self.turned, self.curved, self.rest)
+    @abstractmethod
+    def _learn(self, step: Tensor, turn: Tensor, arrived: Tensor) -> None:
+        """Look at steps (P, C, D + 1) and what they changed, where a gradient has arrived (P,)."""
 
     @property
     def largest(self) -> Tensor:
@@ -167,17 +121,14 @@ class Descent:
         count, shape = len(self.stack), step.shape
         taken, gradient = self.passes.run(step.flatten(0, 1), self.loss.residuals, self.precision)
         taken, gradient = taken.view(shape), gradient.view(shape) / self.passes.rows
-        value, curved = self.loss.taken()
-        self.mean_curved = curved
-        if not self.begun and not self.knows:
-            self.curved, self.rest = curved, curved * self.look.rest + self.stack.penalty
+        value, self.mean_curved = self.loss.taken()
         reached = self.stack.weights + taken
         pull = self._pull(reached)
-        before, self.value = self.stood, value + _dot(pull, reached) / 2
+        before, self.value = self.stood, value + dot(pull, reached) / 2
         gradient += pull
         share = torch.ones(count, dtype=torch.float64, device=self.passes.device)
         too_far = (self.value > before + before.abs() * self.precision.noise) | (
-            _dot(gradient, taken) > _TOO_FAR * self.slope.abs()
+            dot(gradient, taken) > _TOO_FAR * self.slope.abs()
         )
         too_far &= ~self.pending
         if self.begun and bool(too_far.any()):
@@ -191,7 +142,7 @@ class Descent:
         cut = share < 1
         if self.begun:
             known = torch.where(self.pending[:, None, None], self.part, moved)
-            self._remember(known, gradient - self.gradient, ~cut)
+            self._learn(known, gradient - self.gradient, ~cut)
         self.gradient = torch.where(cut[:, None, None], self.gradient, gradient)
         self.stood = torch.where(cut, self.stood, self.value)
         self.part, self.pending, self.begun = moved, cut, True
@@ -208,7 +159,7 @@ class Descent:
         The loss there is lower for certain, where so many turns find such a place: a slope upwards, though
         small beside the one that the step began with, may have come a long way up from the lowest point.
         """
-        own, along = _dot(self._pull(self.stack.weights), taken), _dot(self._pull(taken), taken)
+        own, along = dot(self._pull(self.stack.weights), taken), dot(self._pull(taken), taken)
         low, high = torch.zeros_like(own), torch.ones_like(own)
         down = self.slope
         up = self.loss.slopes(high) + own + along
@@ -225,38 +176,6 @@ class Descent:
                 break
         share = torch.where(found | (low == 0), share, low)
         return torch.where(wanted, share, torch.ones_like(share))
-
-    def _remember(self, step: Tensor, turn: Tensor, arrived: Tensor) -> None:
-        """Put a step and what it changed in the place of the oldest, nothing where it says nothing."""
-        product = _dot(step, turn)
-        says = arrived & (product > 1e-12 * (_dot(step, step) * _dot(turn, turn)).sqrt()) & (product > 0)
-        place = self.turned % MEMORY
-        self.weight[place] = torch.where(says, 1 / product, torch.zeros_like(product))
-        self.steps[place], self.turns[place] = step, turn
-        self.turned += 1
-        penalties = self.stack.penalty, self.stack.intercept_penalty
-        scale, rest = self.look.fit(step, turn, self.rest, *penalties)
-        scale = torch.minimum(_near(scale, self.curved), _STEEPEST * self.mean_curved)
-        self.curved = torch.where(says, scale, self.curved)
-        self.rest = torch.where(says, _near(rest, self.rest), self.rest)
-
-    def direction(self) -> Tensor:
-        """Return the next steps (P, C, D + 1): zero where a gradient has to be known first."""
-        found = self.gradient.to(self.steps.dtype)
-        order = [i % MEMORY for i in range(max(0, self.turned - MEMORY), self.turned)]
-        shares = {}
-        for i in reversed(order):
-            shares[i] = self.weight[i] * _dot(self.steps[i], found)
-            found = found - _times(self.turns[i], shares[i])
-        stack = self.stack
-        found = self.look.solve(found, self.curved, self.rest, stack.penalty, stack.intercept_penalty)
-        for i in order:
-            back = self.weight[i] * _dot(self.turns[i], found)
-            found = found + _times(self.steps[i], shares[i] - back)
-        step = -found.double()
-        step[self.pending] = 0
-        self.slope = _dot(self.gradient, step)
-        return step
 
     def done(self, last: bool) -> list[bool]:
         """Return which problems have arrived or get no further."""
@@ -275,20 +194,10 @@ class Descent:
         """Keep these problems alone."""
         self.loss.keep(stay)
         self.stack = self.stack.some(stay)
-        self.steps, self.turns, self.weight = self.steps[:, stay], self.turns[:, stay], self.weight[:, stay]
         for name in _EACH:
             setattr(self, name, getattr(self, name)[stay])
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
+def dot(a: Tensor, b: Tensor) -> Tensor:
     """Return the products (P,) of stacks (P, C, D + 1), float64."""
     return (a * b).sum(dim=(1, 2), dtype=torch.float64)
-
-
-def _times(a: Tensor, factor: Tensor) -> Tensor:
-    return a * factor[:, None, None].to(a.dtype)
-
-
-def _near(value: Tensor, before: Tensor) -> Tensor:
-    """Return values no further than a factor from those before."""
-    return torch.minimum(torch.maximum(value, before / _STEADY), before * _STEADY)

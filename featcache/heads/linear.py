@@ -21,8 +21,9 @@ from torch import Tensor
 
 from featcache.heads.base import Task
 from featcache.heads.curvature import Curvature, curvature
-from featcache.heads.descent import Descent, Memory, Outcome, Stack, descend
+from featcache.heads.descent import Outcome, Stack, descend
 from featcache.heads.gram import Rotation, RowSpace
+from featcache.heads.lbfgs import Lbfgs, Memory
 from featcache.heads.losses import CrossEntropy, HalfSquares, Logistic, Loss, SquaredHinge
 from featcache.heads.newton import Newton, is_worth
 from featcache.heads.passes import NARROW, Passes
@@ -139,8 +140,9 @@ class _Solver:
         for precision in precisions:
             factor = 1.0 if precision is precisions[-1] else _FINE if precision.fine else _COARSE
             stack.tolerance = wanted * factor
-            outcome = self._descend(stack, look, precision, most - int(spent.max()), memory)
-            stack.weights, memory = outcome.weights, outcome.memory
+            state = self._lbfgs(stack, precision, look, memory)
+            outcome = descend(state, most - int(spent.max()), self.on_pass)
+            stack.weights, memory = outcome.weights, state.memory()
             spent += outcome.passes
         outcome.passes = spent
         self._finish(stack, outcome)
@@ -184,24 +186,20 @@ class _Solver:
         stack.tolerance = wanted / longer
         directions = torch.eye(size, dtype=torch.float64, device=problem.device)
         look = Curvature(directions, turn.values, 0.0)
-        outcome = inner._descend(stack, look, Precision.DOUBLE, inner._most(stack))
+        state = inner._lbfgs(stack, Precision.DOUBLE, look)
+        outcome = descend(state, inner._most(stack), self.on_pass)
         inner._finish(stack, outcome)
         flat = outcome.weights.flatten(0, 1).cpu().numpy()
         weights = np.concatenate([turn.back(flat[:, :-1]), flat[:, -1:]], axis=1)
         there = torch.from_numpy(weights).view(*outcome.weights.shape[:2], -1)
         return self._kept(Outcome(there, outcome.largest * longer, outcome.passes), wanted)
 
-    def _descend(
-        self,
-        stack: Stack,
-        look: Curvature,
-        precision: Precision,
-        limit: int,
-        memory: Memory | None = None,
-    ) -> Outcome:
+    def _lbfgs(
+        self, stack: Stack, precision: Precision, look: Curvature, memory: Memory | None = None
+    ) -> Lbfgs:
         dtype = torch.float64 if precision is Precision.DOUBLE else torch.float32
         loss = self.problem.loss(len(self.Cs), self.targets, dtype)
-        return descend(Descent(self.passes, loss, stack, look, precision, memory), limit, self.on_pass)
+        return Lbfgs(self.passes, loss, stack, precision, look, memory)
 
     def _stack(self, precision: Precision) -> Stack:
         heads, device = len(self.Cs), self.problem.device

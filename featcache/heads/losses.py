@@ -56,13 +56,9 @@ class Loss(ABC):
     def _of(self, problem: int) -> Tensor:
         return self.targets
 
+    @abstractmethod
     def _bent(self, residual: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
-        """Return what `hessian` does, from the residuals (C, n); of one column (1, n)."""
-        return (rows * self._second(residual)[0][:, None]).t() @ rows
-
-    def _second(self, residual: Tensor) -> Tensor:
-        """Return the second derivatives (1, n) of the losses of one column, from their first."""
-        raise NotImplementedError
+        """Return what `hessian` does, from the residuals (C, n)."""
 
     def taken(self) -> tuple[Tensor, Tensor]:
         """Return the mean losses (P,) and curvatures (P,) that a finished pass found, float64."""
@@ -112,7 +108,18 @@ class CrossEntropy(Loss):
         return total - each.t() @ each
 
 
-class Logistic(Loss):
+class _OneColumn(Loss):
+    """Losses of one column: residuals say what the second derivatives are."""
+
+    @abstractmethod
+    def _second(self, residual: Tensor) -> Tensor:
+        """Return the second derivatives (n,) from residuals (n,)."""
+
+    def _bent(self, residual: Tensor, targets: Tensor, rows: Tensor) -> Tensor:
+        return (rows * self._second(residual[0])[:, None]).t() @ rows
+
+
+class Logistic(_OneColumn):
     """Logistic loss of one column; targets are signs (1, N), -1 and +1."""
 
     def terms(self, scores: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,7 +133,7 @@ class Logistic(Loss):
         return residual.abs() * (1 - residual.abs())
 
 
-class _OwnTargets(Loss):
+class _OwnTargets(_OneColumn):
     """Each problem is one column with its own targets (P, 1, N) of -1 and +1."""
 
     def keep(self, stay: Sequence[int]) -> None:

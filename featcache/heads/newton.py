@@ -12,19 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from featcache.heads.curvature import Curvature
-from featcache.heads.descent import Descent, Stack
+from featcache.heads.descent import Descent, Stack, dot
 from featcache.heads.losses import Loss
 from featcache.heads.passes import Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import row_blocks
+from featcache.heads.space import Space
 
 _WEIGHTS = 1024  # of one problem, at most: its second derivatives are squared as many
 _PASSES = 30  # of the descent, that a step may cost: it saves as many
 _THIN = 8  # multiplications in the time that one of a pass takes, whose products are thin
 _CALLS = 1 << 26  # multiplications in the time that a pass or a step takes besides
 _BLOCK = 1 << 20  # values
-_LIFT, _HIGHER = 1e-12, 100.0  # of the largest second derivative: what is added until there is a way down
+_LIFTS = (1e-12, 1e-10, 1e-8, 1e-6, 1e-4)  # of the largest second derivative, added until there is a way down
 
 
 def is_worth(passes: Passes, stack: Stack) -> bool:
@@ -39,40 +39,40 @@ class Newton(Descent):
     """A descent whose steps are Newton's, in float64. `loss` must be float64, and stand at zero scores."""
 
     def __init__(self, passes: Passes, loss: Loss, stack: Stack) -> None:
-        nothing = torch.zeros((passes.width, 0), device=passes.device)
-        look = Curvature(nothing, nothing[0].double(), 0.0)
-        super().__init__(passes, loss, stack, look, Precision.DOUBLE, None)
+        super().__init__(passes, loss, stack, Precision.DOUBLE)
 
     def direction(self) -> Tensor:
         """Return the next steps (P, C, D + 1): zero where a gradient has to be known first."""
         step = torch.zeros_like(self.gradient)
         for problem in torch.nonzero(~self.pending).flatten().tolist():
             step[problem] = self._step(problem)
-        self.slope = (self.gradient * step).sum(dim=(1, 2))
+        self.slope = dot(self.gradient, step)
         return step
 
-    def _remember(self, step: Tensor, turn: Tensor, arrived: Tensor) -> None:
-        """Nothing has to be remembered."""
+    def _learn(self, step: Tensor, turn: Tensor, arrived: Tensor) -> None:
+        """Nothing: every step looks at the table anew."""
 
     def _step(self, problem: int) -> Tensor:
         gradient = self.gradient[problem]
         hessian = self._hessian(problem)
         diagonal = hessian.diagonal()
-        lift = _LIFT * float(diagonal.max())
-        while True:
-            diagonal += lift
+        steepest = float(diagonal.max())
+        for lift in _LIFTS:
+            diagonal += lift * steepest
             factor, failed = torch.linalg.cholesky_ex(hessian)
             if not bool(failed):
                 return -torch.cholesky_solve(gradient.reshape(-1, 1), factor).view_as(gradient)
-            lift *= _HIGHER
+        return -gradient / diagonal.sum()  # of a matrix without negative values, no rounding leads here
 
     def _hessian(self, problem: int) -> Tensor:
         """Return the objective's second derivatives (C · (D + 1), C · (D + 1))."""
         passes, stack = self.passes, self.stack
         columns, width = self.gradient[problem].shape
         total = torch.zeros((columns * width,) * 2, dtype=torch.float64, device=passes.device)
+        space = Space(passes.device)
         for part in row_blocks(passes.rows, columns * width, _BLOCK):
-            rows = (passes.table.read(part).double() - passes.mean) / passes.scale
+            rows = space.copied("block", passes.table.read(part, space), torch.float64)
+            rows.sub_(passes.mean).div_(passes.scale)
             rows = torch.cat([rows, torch.ones_like(rows[:, :1])], 1)
             total += self.loss.hessian(problem, part, rows)
         total /= passes.rows

@@ -76,17 +76,13 @@ def _sums(table: Place, chunk: slice, first: Tensor) -> tuple[NDArray[np.float64
     """Return the sums (D,) of X - first and of its squares over a chunk of rows."""
     import torch
 
+    from featcache.heads.space import Space
+
     total, squares = torch.zeros_like(first), torch.zeros_like(first)
-    parts = list(row_blocks(chunk.stop - chunk.start, len(first), _CACHED))
-    shape = parts[0].stop, len(first)
-    # Once: asking for memory costs as much as the sums.
-    space, single = torch.empty(shape, dtype=torch.float64), torch.empty(shape)
-    for part in parts:
-        rows, count = slice(chunk.start + part.start, chunk.start + part.stop), part.stop - part.start
-        values = table.read(rows)
-        if values.dtype == torch.float16:  # in one step it takes twice as long
-            values = single[:count].copy_(values)
-        block = space[:count].copy_(values).sub_(first)
+    space = Space(first.device)
+    for part in row_blocks(chunk.stop - chunk.start, len(first), _CACHED):
+        rows = table.read(slice(chunk.start + part.start, chunk.start + part.stop), space)
+        block = space.copied("block", rows, torch.float64).sub_(first)
         total += block.sum(dim=0)
         squares += block.square_().sum(dim=0)
     return total.numpy(), squares.numpy()

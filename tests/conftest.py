@@ -16,6 +16,14 @@ UNPACKED = ("cifar10", "imagenette160-subset", "imagenet-photos-200")
 WEIGHTS = ("squeezenet1_0.safetensors", "squeezenet1_0.pth")
 
 
+@pytest.fixture(autouse=True)
+def _room_for_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How full the disk of this machine is decides nothing that a test looks at."""
+    from featcache.store import mirror
+
+    monkeypatch.setattr(mirror, "FREE_SHARE", 0.0)
+
+
 @pytest.fixture(scope="session")
 def real_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with cifar10/, imagenette160-subset/, imagenet-photos-200/ and the SqueezeNet weights.

@@ -14,7 +14,7 @@ import pytest
 from featcache import atomic, objects
 from featcache.errors import CacheError, DamagedError, OptionError
 from featcache.objects import Objects
-from featcache.store import keeping, oneatatime, opening, records
+from featcache.store import keeping, mirror, oneatatime, opening, records
 from featcache.store.cache import Cache
 from featcache.store.claims import shared
 from featcache.store.roster import Roster
@@ -246,13 +246,17 @@ def test_a_roster_is_kept_in_the_store_too(url: str, tmp_path: Path) -> None:
     assert Roster(there / made.name).plan.ids == made.plan.ids
 
 
+@pytest.mark.parametrize(
+    "total, free, kept", [(1000, 100, False), (1 << 44, 9 << 30, False), (1 << 44, 11 << 30, True)]
+)
 def test_shards_that_are_written_are_kept_here_only_where_there_is_room(
-    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, total: int, free: int, kept: bool
 ) -> None:
-    usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(total=1000, free=100, used=900))
+    monkeypatch.setattr(mirror, "FREE_SHARE", 0.1)
+    usage = shutil.disk_usage(tmp_path)._replace(total=total, free=free, used=total - free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     cache = fill(empty_cache(kit_objects.other_machine(url, tmp_path / "a"), {"train": 16}))
-    assert not list(cache.path.rglob("*.h5")) and len(cache.commits()) == 2
+    assert bool(list(cache.path.rglob("*.h5"))) == kept and len(cache.commits()) == 2
     assert len(_rows(cache)) == 16, "what is read must be here"
 
 

@@ -24,7 +24,8 @@ from featcache.store import keeping, records
 from featcache.store.keeping import FOLDER
 from featcache.store.oneatatime import OneAtATime
 
-FREE = 0.1  # of a disk stays free of copies of the shards that are written
+# Copies of written shards leave this much of a disk free: a share of a small one, some bytes of a large one.
+FREE_SHARE, FREE_BYTES = 0.1, 10 << 30
 _CACHE, _RUN = r"[A-Za-z0-9._-]+--[A-Za-z0-9._-]+--[0-9a-f]{10}", r"heads/[a-z0-9-]{1,40}-[0-9a-f]{8}"
 _RECORD = re.compile(rf"{_CACHE}/(?:(?:recipe|roster|seal)\.json|{_RUN}/run\.json)")
 _COMMIT = re.compile(rf"{_CACHE}/commits/{records.SHARD_NAME.pattern}\.json")
@@ -104,7 +105,7 @@ class Mirror:
         self._drop(name)
         with contextlib.suppress(CacheError, OSError):
             disk = shutil.disk_usage(self.root)
-            if disk.free - len(whole) > FREE * disk.total:
+            if disk.free - len(whole) > min(FREE_SHARE * disk.total, FREE_BYTES):
                 self._lay(name, whole)
 
     def publish_once(self, path: Path, data: bytes) -> bool:

@@ -21,7 +21,7 @@ from featcache.backbones.runtimes.streams import in_streams
 from featcache.errors import BackboneError, OptionError
 from tests import kit_runtimes as kit
 
-QUICK = ["torch", "openvino"]  # torch.compile is checked on one small network: each takes it half a minute
+QUICK = ["torch", "winograd", "openvino"]  # torch.compile, which takes half a minute, is checked on one
 
 
 def needs(name: str, precision: str = "fp32") -> Work:
@@ -204,7 +204,7 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def set_(**kinds: type[Body]) -> None:
         absent = type("Absent", (EagerBody,), {"absent": staticmethod(lambda *given: "not here")})
-        chosen = {"torch": EagerBody, "compile": absent, "openvino": absent, **kinds}
+        chosen = {"torch": EagerBody, "winograd": absent, "compile": absent, "openvino": absent, **kinds}
         for name, kind in chosen.items():
             monkeypatch.setitem(catalogue.RUNTIMES, name, kind)
 

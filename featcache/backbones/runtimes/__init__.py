@@ -1,1 +1,1 @@
-"""The engines that can run the cut network: torch as it is, torch.compile, OpenVINO; see `base.Body`."""
+"""What can run the cut network: torch, Winograd's convolutions, torch.compile, OpenVINO; see `base.Body`."""

@@ -6,9 +6,12 @@ from featcache.backbones.runtimes.base import Body, Work
 from featcache.backbones.runtimes.compiled import CompiledBody
 from featcache.backbones.runtimes.eager import EagerBody
 from featcache.backbones.runtimes.openvino import OpenVinoBody
+from featcache.backbones.runtimes.winograd import WinogradBody
 from featcache.errors import BackboneError, OptionError, unknown
 
-RUNTIMES: dict[str, type[Body]] = {kind.name: kind for kind in (EagerBody, CompiledBody, OpenVinoBody)}
+RUNTIMES: dict[str, type[Body]] = {
+    kind.name: kind for kind in (EagerBody, WinogradBody, CompiledBody, OpenVinoBody)
+}
 
 
 def check_runtime(name: str, device: str, precision: str) -> None:

@@ -21,8 +21,8 @@ from featcache.backbones.runtimes.streams import in_streams
 from featcache.errors import BackboneError
 
 # Seconds of work from which an unknown runtime is tried: its set-up and trial are then a small part of it,
-# even should it turn out no faster. OpenVINO is ready in seconds, torch.compile took 30 s for ResNet-18.
-WORTH_TRYING = {"openvino": 30.0, "compile": 1200.0}
+# even should it turn out no faster. torch.compile took 30 s for ResNet-18, the others are ready in seconds.
+WORTH_TRYING = {"winograd": 30.0, "openvino": 30.0, "compile": 1200.0}
 WORTH_TAKING = 1.03  # times as fast as eager: less is noise
 SECONDS = 1.0  # of timing a runtime, at least
 

@@ -5,8 +5,8 @@ rate, copy bandwidth), `forward` (the backbone alone, every runtime and precisio
 extraction alone, on one core), `whole` (files to sealed cache, the share of the forward-only rate that it
 reaches, the share that is possible with every core busy, the narrowest stage) and `peers`. Medians of the
 rounds; ratios are medians of each round's. `goals`, run where it is asked for, says which of them the fastest
-runtime of each precision meets: --only goals --images CIFAR --photos PHOTOS --backbone resnet18 vgg16, some ten
-minutes on two cores.
+runtime of each precision meets: --only goals --images CIFAR --photos PHOTOS --backbone resnet18 vgg16, some$
+ten minutes on two cores.
 """
 
 from __future__ import annotations

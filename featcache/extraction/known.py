@@ -12,7 +12,7 @@ import io
 import os
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -45,10 +45,13 @@ class KnownFiles:
         self._path, self._keep = path, keep
         self._states: Hashes = np.zeros((0, HASH_SIZE), np.uint8)
 
-    def recall(self, files: Sequence[str]) -> Hashes:
+    def recall(self, files: Iterable[str]) -> Hashes:
         """Return the content hash of each file, (N, 16); zeros where it has to be read."""
-        self._states = np.frombuffer(b"".join(map(_state, files)), np.uint8).reshape(-1, HASH_SIZE)
-        found = np.zeros((len(files), HASH_SIZE), np.uint8)
+        packed = bytearray()  # a million objects of 16 bytes would take four times as much
+        for file in files:
+            packed += _state(file)
+        self._states = np.frombuffer(packed, np.uint8).reshape(-1, HASH_SIZE)
+        found = np.zeros_like(self._states)
         states, contents = self._read()
         rows = Contents(states).find(self._states)
         there = rows != NOWHERE

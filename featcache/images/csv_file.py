@@ -103,8 +103,7 @@ class CsvSource:
         if not self._anywhere:
             self._check_inside(lines)
         self._check_present(lines)
-        classes = _sorted_labels({entry.label for entry in entries})
-        rows = rows_of(entries, classes, Origin(self.name, self._path, (), progress))
+        rows = rows_of(entries, _sorted_labels, Origin(self.name, self._path, (), progress))
         return FileDataset(rows, self.root)
 
     def _entries(self) -> Iterator[tuple[int, Entry]]:

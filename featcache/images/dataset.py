@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -56,7 +56,7 @@ class Rows:
 class Known(Protocol):
     """Remembers what is in files that have not changed since they were read."""
 
-    def recall(self, files: Sequence[str]) -> NDArray[np.uint8]:
+    def recall(self, files: Iterable[str]) -> NDArray[np.uint8]:
         """Return the content hash of each file, uint8 (N, 16); zeros where it has to be read."""
         ...
 
@@ -145,7 +145,7 @@ class Dataset(ABC):
         hashes = np.zeros((len(self), HASH_SIZE), dtype=np.uint8)
         known = self.known if len(self) and self.file(0) is not None else None
         if known is not None:
-            hashes[:] = known.recall([self.file(row) or "" for row in range(len(self))])
+            hashes[:] = known.recall(self.file(row) or "" for row in range(len(self)))
         left = np.flatnonzero(~hashes.any(axis=1))
         done = len(self) - len(left)
         for rows, found in self._shares(left):

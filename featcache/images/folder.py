@@ -89,8 +89,7 @@ class FolderSource:
         from featcache.images.stored import FileDataset
 
         tree = _Folders(self._path, self._exclude)
-        entries, classes = tree.entries()
-        rows = rows_of(entries, classes, Origin(self.name, self._path, tree.ignored, progress))
+        rows = rows_of(tree.entries(), by_bytes, Origin(self.name, self._path, tree.ignored, progress))
         return FileDataset(rows, self.root)
 
 
@@ -105,6 +104,11 @@ Listed = tuple[dict[str, tuple[str, ...]], list[str]]
 """The folders in one folder, each with what led there, and the images in it, in the order of their bytes."""
 
 
+def by_bytes(labels: Iterable[str]) -> list[str]:
+    """Return class names in the order of their bytes."""
+    return sorted(labels, key=os.fsencode)
+
+
 class Tree(ABC):
     """One walk through a tree of images at `path`; `ignored` fills as it goes."""
 
@@ -116,8 +120,8 @@ class Tree(ABC):
     def _listed(self, folder: str, stack: tuple[str, ...]) -> Listed:
         """Return what is in one folder; what is no image of ours is put to the ignored."""
 
-    def entries(self) -> tuple[list[Entry], list[str]]:
-        """Return the images and the class names in the order of their bytes."""
+    def entries(self) -> Iterator[Entry]:
+        """Yield the images, folder by folder; when all have come, `ignored` is in order."""
         folders, images = self._listed("", (self._top,))
         self.ignored += images
         splits = [name for name in folders if name.lower() in SPLIT_NAMES]
@@ -128,16 +132,17 @@ class Tree(ABC):
                 f"{_LAYOUTS}. A class named like a split belongs below DIR/train.",
             )
         self._check_unique(splits)
-        found: list[Entry] = []
+        found = False
         for name, stack in folders.items():
-            if splits:
-                found += self._classes(name, stack, SPLIT_NAMES[name.lower()])
-            else:
-                found += self._class(name, name, stack, 0)
+            split = SPLIT_NAMES[name.lower()] if splits else 0
+            for entry in (
+                self._classes(name, stack, split) if splits else self._class(name, name, stack, split)
+            ):
+                found = True
+                yield entry
         if not found:
             raise self._nothing(images)
         self.ignored.sort(key=os.fsencode)
-        return found, sorted({entry.label for entry in found}, key=os.fsencode)
 
     def _check_unique(self, splits: list[str]) -> None:
         seen: dict[int, str] = {}

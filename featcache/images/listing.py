@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import attrgetter
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from featcache.errors import DatasetError
@@ -26,10 +27,8 @@ IMAGE_SUFFIXES = frozenset(
 """Suffixes, in lower case, of the formats `featcache.images.decode` knows."""
 
 
-MANY = 1 << 20
+MANY = 1 << 16
 """Ids from which on they are kept packed, see `featcache.images.names`."""
-
-_ID, _SPLIT = attrgetter("id"), attrgetter("split")
 
 
 class Entry(NamedTuple):
@@ -49,8 +48,15 @@ class Origin(NamedTuple):
     progress: Advance | None
 
 
-def rows_of(entries: Sequence[Entry], classes: Sequence[str], origin: Origin) -> Rows:
-    """Return the rows in their order, by split and then by the bytes of the id; labels index `classes`.
+def rows_of(entries: Iterable[Entry], ordered: Callable[[set[str]], list[str]], origin: Origin) -> Rows:
+    """Return the rows in their order, by split and then by the bytes of the id.
+
+    Entries are packed as they come: of a million images no object is left but what their ids have in bytes.
+
+    Args:
+        entries: the images; those of a split that come in their order need no sorting.
+        ordered: puts the class names in order, which labels index.
+        origin: what is listed; what it ignored is read when all entries have come.
 
     Raises:
         DatasetError: there is no train image, or another split holds a class that train does not.
@@ -60,42 +66,67 @@ def rows_of(entries: Sequence[Entry], classes: Sequence[str], origin: Origin) ->
     from featcache.images.dataset import Rows
     from featcache.images.names import Names
 
-    check_splits(entries, origin.path)
-    ordered = _ordered(entries)
-    index = {name: code for code, name in enumerate(classes)}
+    codes: dict[str, int] = {}
+    parts = [_Part() for _ in SPLITS]
+    for entry in entries:
+        parts[entry.split].add(entry.id, codes.setdefault(entry.label, len(codes)))
+    names = list(codes)
+    check_splits([{names[code] for code in np.unique(part.codes).tolist()} for part in parts], origin.path)
+    for part in parts:
+        part.sort()
+    classes = ordered(set(codes))
+    place = {name: label for label, name in enumerate(classes)}
+    labels = np.array([place[name] for name in names], dtype=np.int64)
+    ids = Names.joined((part.data, part.ends) for part in parts)
     return Rows(
         origin.name,
         tuple(classes),
-        Names.packed(entry.id for entry in ordered) if len(ordered) >= MANY else [e.id for e in ordered],
-        np.array([index[entry.label] for entry in ordered], dtype=np.int64),
-        np.array([entry.split for entry in ordered], dtype=np.uint8),
+        ids if len(ids) >= MANY else list(ids),
+        labels[np.concatenate([part.codes for part in parts])],
+        np.repeat(np.arange(len(SPLITS), dtype=np.uint8), [len(part.codes) for part in parts]),
         tuple(origin.ignored),
         origin.progress,
     )
 
 
-def _ordered(entries: Sequence[Entry]) -> list[Entry]:
-    """Return entries by split and then by the bytes of the id.
+class _Part:
+    """The entries of one split: ids one behind the other, where each ends, and their classes' codes."""
 
-    Texts are ordered as their UTF-8 is, so that only where there are others, bytes are made for each.
-    """
-    from featcache.images.dataset import id_bytes
+    def __init__(self) -> None:
+        self.data, self.ends, self.codes = bytearray(), array("q"), array("q")
+        self._last, self._rising = b"", True
 
-    plain = all(entry.id.isascii() for entry in entries)
-    ordered = sorted(entries, key=_ID if plain else lambda entry: id_bytes(entry.id))
-    ordered.sort(key=_SPLIT)
-    return ordered
+    def add(self, name: str, code: int) -> None:
+        """Put an image behind the others."""
+        encoded = name.encode("utf-8", "surrogateescape")
+        self._rising = self._rising and self._last <= encoded
+        self._last = encoded
+        self.data += encoded
+        self.ends.append(len(self.data))
+        self.codes.append(code)
+
+    def sort(self) -> None:
+        """Order the images by the bytes of their ids, unless they came so; equal ones stay as they came."""
+        if self._rising:
+            return
+        ends = self.ends.tolist()
+        names = [bytes(self.data[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+        order = sorted(range(len(names)), key=names.__getitem__)
+        self.data = bytearray(b"".join(names[at] for at in order))
+        self.ends = array("q", accumulate(len(names[at]) for at in order))
+        self.codes = array("q", (self.codes[at] for at in order))
 
 
-def check_splits(entries: Sequence[Entry], path: str) -> None:
+def check_splits(held: Sequence[set[str]], path: str) -> None:
     """Refuse a data set nothing can be learnt from.
+
+    Args:
+        held: the classes that each split holds.
+        path: of the data set, for the error.
 
     Raises:
         DatasetError: there is no train image, or another split holds a class that train does not.
     """
-    held: list[set[str]] = [set(), set(), set()]
-    for entry in entries:
-        held[entry.split].add(entry.label)
     if not held[0]:
         raise DatasetError(
             f"{path} holds no train image.", "Heads are trained on the train split: name one split train."

@@ -6,6 +6,7 @@ mapped from a file, so that they take none.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import overload
@@ -38,6 +39,15 @@ class Names(Sequence[str]):
             ends.append(np.cumsum([len(name) for name in block], dtype=np.int64) + len(data))
             data += b"".join(block)
         return cls(np.frombuffer(bytes(data) if len(data) < BLOCK else data, np.uint8), np.concatenate(ends))
+
+    @classmethod
+    def joined(cls, parts: Iterable[tuple[bytearray, array[int]]]) -> Names:
+        """Return the names of several such pairs, one behind the other, in memory of their own."""
+        data, ends = bytearray(), [np.zeros(0, np.int64)]
+        for part, stops in parts:
+            ends.append(np.array(stops, np.int64) + len(data))
+            data += part
+        return cls(np.frombuffer(data, np.uint8), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)

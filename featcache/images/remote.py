@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import DatasetError
-from featcache.images.folder import Listed, Tree
+from featcache.images.folder import Listed, Tree, by_bytes
 from featcache.images.listing import IMAGE_SUFFIXES, Origin, rows_of
 from featcache.images.source import slug
 from featcache.objects import Entry, Objects
@@ -82,8 +82,7 @@ class RemoteSource:
         from featcache.images.fetched import FetchedDataset
 
         tree = _Names(self._objects.url, self._listed)
-        entries, classes = tree.entries()
-        rows = rows_of(entries, classes, Origin(self.name, self._objects.url, tree.ignored, progress))
+        rows = rows_of(tree.entries(), by_bytes, Origin(self.name, self._objects.url, tree.ignored, progress))
         return FetchedDataset(rows, self._objects, self._listed)
 
 

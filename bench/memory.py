@@ -56,6 +56,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as name:
             data = folder_of(Path(name) / "images", count, options.suffix)
             asked = f"--backbone {options.backbone} --weights random:0 --image-size {options.image_size}"
+            asked += (
+                " --runtime torch"  # the trial of others, worth it for many images, loads their libraries
+            )
             asked += f" --layer {options.layer}" if options.layer else ""
             command = [sys.executable, "-m", "featcache", "extract", "--dataset", f"folder:{data}"]
             megabytes, seconds = peak([*command, *asked.split(), "--features-dir", f"{name}/features"])

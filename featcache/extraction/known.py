@@ -60,11 +60,12 @@ class KnownFiles:
 
     def keep(self, hashes: Hashes) -> None:
         """Remember the hashes (N, 16) of the files that `recall` was asked for, as they were then."""
-        good = self._states.any(axis=1) & hashes.any(axis=1)
+        states, self._states = self._states, np.zeros((0, HASH_SIZE), np.uint8)  # not needed again
+        good = states.any(axis=1) & hashes.any(axis=1)
         if not self._keep or not good.any():
             return
         buffer = io.BytesIO()
-        np.savez(buffer, state=self._states[good], content=hashes[good])
+        np.savez(buffer, state=states[good], content=hashes[good])
         data = buffer.getvalue()
         with contextlib.suppress(CacheError):  # a cache in a folder that may only be read is as good
             atomic.make_folder(self._path.parent)

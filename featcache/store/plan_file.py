@@ -20,7 +20,7 @@ from featcache.store import keeping, layout, records
 from featcache.store.arrays import mapped
 from featcache.store.plan import BLOCK, Plan
 
-LARGE = 64 << 20  # bytes from which on a plan is mapped and written in pieces: a million rows or so
+LARGE = 16 << 20  # bytes from which on a plan is mapped and written in pieces: 250 000 rows or so
 _CHUNK = 1 << 20  # bytes hashed at once
 
 

@@ -109,6 +109,56 @@ def test_the_steps_of_a_fused_convolution() -> None:
         torch.testing.assert_close(module(x, addend), torch.relu(conv(x) + addend))
 
 
+class _Changed(nn.Module):
+    """Two convolutions whose input is changed in place before the ReLU that follows."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.a, self.b, self.relu, self.how = (
+            nn.Conv2d(3, 3, 1),
+            nn.Conv2d(3, 3, 1),
+            nn.ReLU(inplace=True),
+            how,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        y = self.a(x)
+        if self.how == "module":
+            z = self.relu(x)
+        elif self.how == "function":
+            z = torch.relu_(x)
+        elif self.how == "method":
+            z = x.clamp_(min=0)
+        else:
+            z = torch.nn.functional.relu(x, inplace=True)
+        first = torch.relu(y + z)
+        w = self.b(first)
+        first.sub_(1)
+        return torch.relu(w) + first
+
+
+@pytest.mark.parametrize("how", ["module", "function", "method", "option"])
+def test_nothing_is_computed_after_its_input_has_changed(how: str) -> None:
+    net = _Changed(how).requires_grad_(False)
+    body = torch.fx.symbolic_trace(net)
+    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    wanted = net(x)
+    assert fused.fuse(body) == 0
+    torch.testing.assert_close(body(x), wanted)
+
+
+def test_an_addend_may_be_larger_than_the_map() -> None:
+    conv = nn.Conv2d(4, 4, 1).requires_grad_(False)
+    x, addend = torch.randn(2, 4, 1, 1), torch.randn(2, 4, 5, 5)
+    module = fused.FusedConvolution(conv)
+    torch.testing.assert_close(module(x, addend), torch.relu(conv(x) + addend))
+    torch.testing.assert_close(module(addend, x), torch.relu(conv(addend) + x))
+    assert module._shape(addend) == conv(addend).shape and module._spreads(x, addend)
+    odd = nn.Conv2d(4, 6, (3, 2), stride=(2, 1), padding=(1, 0), dilation=(1, 2)).requires_grad_(False)
+    assert fused.FusedConvolution(odd)._shape(addend) == odd(addend).shape
+
+
 # -- pooling -----------------------------------------------------------------------------------------------
 
 

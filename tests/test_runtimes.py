@@ -257,6 +257,50 @@ def test_a_wrong_or_broken_runtime_is_left_out_with_a_note(only: Callable[..., N
     assert chosen.body.name == "torch" and "does not work" in chosen.notes[0]
 
 
+def test_a_runtime_that_fails_at_work_is_left_out_with_a_note(only: Callable[..., None]) -> None:
+    class Failing(EagerBody):
+        name = "openvino"
+
+        def __call__(self, images: Tensor) -> dict[str, Tensor]:
+            raise RuntimeError("shapes do not fit")
+
+    only(openvino=Failing)
+    chosen = choose(kit.work("squeezenet1_1"), 10_000, kit.images(2), {}, speeds(torch=100, openvino=150))
+    assert chosen.body.name == "torch" and "shapes do not fit" in chosen.notes[0]
+
+
+def test_a_runtime_that_has_nothing_to_do_in_a_network_is_not_tried() -> None:
+    none, some = kit.work("mobilenet_v3_small"), kit.work("squeezenet1_1")
+    kind = RUNTIMES["winograd"]
+    assert kind.helps(some) and not kind.helps(none)
+    chosen = choose(none, 10**6, kit.images(2), {"openvino": Speed(1.0)}, speeds(torch=1000, winograd=5000))
+    assert chosen.body.name == "torch" and "winograd" not in chosen.speeds
+
+
+def test_a_new_runtime_is_tried_beside_those_that_are_known(only: Callable[..., None]) -> None:
+    new = type("New", (EagerBody,), {"name": "winograd"})
+    only(openvino=FastBody, winograd=new)
+    known = {"torch": Speed(100.0), "openvino": Speed(200.0, 1.0)}
+    chosen = choose(kit.work("squeezenet1_1"), 10_000, kit.images(2), known, speeds(winograd=300))
+    assert chosen.body.name == "winograd" and set(chosen.speeds) == {"winograd"}
+
+
+def test_bits_do_not_hang_on_how_many_threads_a_machine_has() -> None:
+    """Each call of Winograd's has one thread, and its calls are filled, whatever the machine has."""
+    of = kit.work("resnet18")
+    for threads, chunk in ((1, 8), (2, 8), (3, 5), (8, 4), (64, 4)):
+        work = Work(of.exact, of.cast, "fp32", "cpu", 64, threads)
+        body = make("winograd", work)
+        assert work.threads_of(body) == 1 and body.chunk == chunk  # type: ignore[attr-defined]
+    assert work.threads_of(make("torch", work)) == 8
+    extractor = kit.extractor("resnet18")
+    extractor.work = Work(of.exact, of.cast, "fp32", "cpu", 64, 64)
+    extractor.use(body)
+    assert extractor.threads_each == 1
+    extractor.use(make("torch", extractor.work))
+    assert extractor.threads_each == 8
+
+
 def test_a_body_is_timed_with_all_its_streams() -> None:
     of = kit.work("squeezenet1_1", layers=("features.0",))
     seen: set[str] = set()

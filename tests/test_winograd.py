@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from featcache.backbones import fused, winograd
 from featcache.backbones.fused import FusedConvolution
@@ -120,6 +120,30 @@ def test_which_convolutions_are_taken() -> None:
         pass
 
     assert not can_transform(Other(64, 64, 3))
+
+
+class _Tied(nn.Module):
+    """One convolution whose weight is read by itself, too, and one that is called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = convolution(64, 64), convolution(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x) + nn.functional.conv2d(x, self.a.weight, padding=1)
+        return torch.relu(self.b(torch.relu(self.b(x)) + x.mean(dim=(2, 3), keepdim=True)))
+
+
+def test_shared_weights_and_convolutions() -> None:
+    net, x = _Tied(), maps(2, 64, 12, 12)
+    body = fx.symbolic_trace(net)
+    wanted = copy.deepcopy(net).double()(x.double())
+    fused.fuse(body)
+    assert transform_convolutions(body) == 2, "b, fused with either of its ReLUs"
+    assert off(body(x), wanted) < TOLERANCE
+    plain, larger = WinogradConvolution(net.b, True), maps(2, 64, 12, 12, seed=1)
+    small = maps(2, 64, 3, 3)[:, :, :1, :1]
+    assert off(plain(larger, small), torch.relu(exact(net.b, larger) + small)) < TOLERANCE
 
 
 @pytest.mark.parametrize(("backbone", "count"), [("resnet18", 13), ("vgg11", 7), ("mobilenet_v3_small", 0)])

@@ -1,4 +1,4 @@
-"""Convolution, bias, addition and ReLU in one kernel: an fx pass over the cut network, for GPUs.
+"""Convolution, bias, addition and ReLU in one kernel: an fx pass over the cut network, for GPUs above all.
 
 Between two convolutions a network reads and writes each map several times just to add a bias, a shortcut
 and to cut off what is negative. cuDNN does all of it while the result of the convolution is still in
@@ -20,6 +20,7 @@ from featcache.backbones.pool_kernel import can_pool, max_pool
 WIDE = 32  # channels; 8 and 16 took 8.0 and 6.6 us
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
+_IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ipow)
 _RELUS = (functional.relu, torch.relu, functional.relu_, torch.relu_)
 
 
@@ -50,7 +51,7 @@ class FusedConvolution(nn.Module):
         """Return the map (B, C, H, W) of x; `addend` has its shape."""
         if self.missing:
             x = functional.pad(x, (0, 0, 0, 0, 0, self.missing))
-        if x.is_cuda and not self.refused:
+        if x.is_cuda and not self.refused and not self._spreads(x, addend):
             try:
                 return self._in_one(x, addend)
             except torch.OutOfMemoryError:
@@ -58,6 +59,17 @@ class FusedConvolution(nn.Module):
             except RuntimeError:  # cuDNN has no such kernel for this shape, dtype or card
                 self.refused = True
         return self._in_steps(x, addend)
+
+    def _spreads(self, x: Tensor, addend: Tensor | None) -> bool:
+        """Return whether an addend has another shape than the map, to be taken for that of the larger."""
+        return addend is not None and addend.shape != self._shape(x)
+
+    def _shape(self, x: Tensor) -> torch.Size:
+        sides = zip(x.shape[2:], self.weight.shape[2:], self.stride, self.padding, self.dilation, strict=True)
+        reached = (
+            (side + 2 * pad - gap * (window - 1) - 1) // step + 1 for side, window, step, pad, gap in sides
+        )
+        return torch.Size((len(x), len(self.weight), *reached))
 
     def _in_one(self, x: Tensor, addend: Tensor | None) -> Tensor:
         places = (self.stride, self.padding, self.dilation, self.groups)
@@ -68,7 +80,12 @@ class FusedConvolution(nn.Module):
     def _in_steps(self, x: Tensor, addend: Tensor | None) -> Tensor:
         places = (self.stride, self.padding, self.dilation, self.groups)
         out = functional.conv2d(x, self.weight, self.bias, *places)
-        return (out if addend is None else out.add_(addend)).relu_()
+        return (out if addend is None else added(out, addend)).relu_()
+
+
+def added(out: Tensor, addend: Tensor) -> Tensor:
+    """Return the sum; in the memory of `out` where it has its shape."""
+    return out.add_(addend) if out.shape == addend.shape else out + addend
 
 
 class Pooling(nn.Module):
@@ -110,7 +127,8 @@ def replace_pooling(body: fx.GraphModule) -> int:
 def fuse(body: fx.GraphModule) -> int:
     """Replace every conv → relu and conv → add → relu of a cut network by one module; return how many.
 
-    A convolution or sum that something else reads too, such as a node asked for, is left alone.
+    A convolution or sum that something else reads too, such as a node asked for, is left alone, and so is one
+    before whose ReLU anything is changed in place: it might be what is read.
     """
     names = iter(range(len(body.graph.nodes)))
     found = 0
@@ -118,7 +136,7 @@ def fuse(body: fx.GraphModule) -> int:
         source = relu.all_input_nodes[0]
         if _is_sum(source) and len(source.users) == 1:
             found += _fuse_sum(body, source, relu, names)
-        elif _fits(body, source):
+        elif _fits(body, source) and not _changed_between(body, source, relu):
             _put(body, source, relu, (), names)
             found += 1
     body.graph.lint()
@@ -154,6 +172,8 @@ def _fuse_sum(body: fx.GraphModule, total: fx.Node, relu: fx.Node, names: Any) -
     if len(terms) != 2 or terms[0] is terms[1] or not convolutions:
         return 0
     conv = max(convolutions, key=lambda node: order[node])  # the shortcut's own convolution comes first
+    if _changed_between(body, conv, relu):
+        return 0
     other = terms[0] if conv is terms[1] else terms[1]
     _put(body, conv, relu, (other,), names)
     body.graph.erase_node(total)
@@ -174,6 +194,22 @@ def _put(
     body.graph.erase_node(relu)
     if not addends:
         body.graph.erase_node(conv)
+
+
+def _changed_between(body: fx.GraphModule, first: fx.Node, last: fx.Node) -> bool:
+    """Return whether a node between two others, in the order of the graph, changes a map in place."""
+    nodes = list(body.graph.nodes)
+    return any(_changes(body, node) for node in nodes[nodes.index(first) + 1 : nodes.index(last)])
+
+
+def _changes(body: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return any(
+            bool(getattr(each, "inplace", False)) for each in body.get_submodule(str(node.target)).modules()
+        )
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    in_place = name.endswith("_") or node.target in _IN_PLACE
+    return node.op in ("call_function", "call_method") and (in_place or bool(node.kwargs.get("inplace")))
 
 
 def _is_relu(body: fx.GraphModule, node: fx.Node) -> bool:

@@ -51,7 +51,7 @@ class Lane:
         self.on_gpu = self._cuda = extractor.device.startswith("cuda")
         self._programs: dict[tuple[int, ...], Program] = {}
         work = extractor.work
-        self._streams = Streams(work.streams, work.threads_each) if work.streams > 1 else None
+        self._streams = Streams(work.streams, extractor.threads_each) if work.streams > 1 else None
 
     def close(self) -> None:
         """Stop the threads; what has begun is finished first."""

@@ -86,10 +86,12 @@ class Extractor:
         self.runtime = "torch"
         exact = partial(_prepared, network_cut, torch.float32, "cpu")
         self.work = Work(exact, self._body, precision, self.device, self.crop, torch.get_num_threads())
+        self.threads_each = self.work.threads_each
 
     def use(self, body: Body) -> None:
         """Compute with another runtime from now on (`featcache.backbones.runtimes`)."""
         self._run, self.runtime, self._normalise.dtype = body, body.name, body.dtype
+        self.threads_each = self.work.threads_of(body)
 
     def __call__(self, batch: NDArray[np.uint8] | Tensor) -> dict[str, NDArray[np.float32]]:
         """Return node name -> float32 (B, D) for uint8 images (B, crop, crop, 3), as arrays of their own.
@@ -130,7 +132,7 @@ class Extractor:
                 self._wait()
             return batch_size
 
-        streams, each = self.work.streams, self.work.threads_each
+        streams, each = self.work.streams, self.threads_each
         sum(in_streams(call, range(streams), streams, each))
         done, begin = 0, time.perf_counter()
         while done == 0 or time.perf_counter() - begin < seconds:

@@ -16,13 +16,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-from featcache.backbones.fused import FusedConvolution
+from featcache.backbones.fused import FusedConvolution, added
 
 OUT, IN = 4, 6  # pixels of a tile along one side: of the result, and of what it hangs on
 BLOCK = 2 << 20  # bytes of the transformed tiles of a block and their products: what a core's cache holds
+MOST = 64 << 20  # bytes of a block where large weights, which every block reads, make it larger
 LEAST_CHANNELS = 64  # with fewer the transforms cost what the products save
+MOST_PAIRS = 1 << 21  # of channels in and out: weights of 300 MB, four times those they are made from
 
 
 def _matrices(a: float, b: float) -> tuple[list[list[float]], ...]:
@@ -65,9 +67,10 @@ class WinogradConvolution(nn.Module):
         images = x.permute(0, 2, 3, 1).contiguous()
         out = convolved(images, self.weight, self.bias, self.padding, self.relu and addend is None)
         maps = out.permute(0, 3, 1, 2)
-        if addend is not None:
-            maps = maps.add_(addend)
-        return maps.relu_() if self.relu and addend is not None else maps
+        if addend is None:
+            return maps
+        maps = added(maps, addend)
+        return maps.relu_() if self.relu else maps
 
 
 def can_transform(conv: nn.Conv2d | FusedConvolution) -> bool:
@@ -77,7 +80,8 @@ def can_transform(conv: nn.Conv2d | FusedConvolution) -> bool:
     frame = isinstance(conv.padding, tuple) and max(conv.padding) <= 1
     zeros = getattr(conv, "padding_mode", "zeros") == "zeros"
     known = type(conv) in (nn.Conv2d, FusedConvolution)
-    return known and window == [3, 3] and dense and frame and zeros and min(out, channels) >= LEAST_CHANNELS
+    size = min(out, channels) >= LEAST_CHANNELS and out * channels <= MOST_PAIRS
+    return known and window == [3, 3] and dense and frame and zeros and size
 
 
 def transformed(weight: Tensor) -> Tensor:
@@ -100,8 +104,7 @@ def convolved(images: Tensor, weight: Tensor, bias: Tensor, padding: Sequence[in
         for top in range(0, down, rows):
             lines = slice(OUT * top, OUT * min(top + rows, down))
             target = out[first : first + several, lines]
-            tiles = _tiles(part, lines, across, padding)
-            _back(torch.bmm(_forth(tiles), weight), bias, target)
+            _back(torch.bmm(_forth(_tiles(part, lines, across, padding)), weight), bias, target)
             if relu:
                 target.relu_()
     return out[:, :height, :width].contiguous()
@@ -113,7 +116,9 @@ def _block(count: int, down: int, across: int, weight: Tensor) -> tuple[int, int
     Large weights are read once for each block: the more tiles it has the better.
     """
     channels, maps = weight.shape[1:]
-    most = max(BLOCK, 2 * weight.nbytes) // (IN * IN * across * (channels + maps) * weight.element_size())
+    most = max(BLOCK, min(2 * weight.nbytes, MOST)) // (
+        IN * IN * across * (channels + maps) * weight.element_size()
+    )
     if most >= down:
         return min(count, most // down), down
     blocks = -(-down // max(1, most))
@@ -152,12 +157,21 @@ def _back(products: Tensor, bias: Tensor, out: Tensor) -> None:
     torch.add(pixels, bias, out=target)
 
 
-def transform_convolutions(body: nn.Module) -> int:
-    """Replace every convolution that `can_transform` in a network on a CPU, in place; return how many."""
+def transform_convolutions(body: fx.GraphModule) -> int:
+    """Replace every convolution that `can_transform` in a cut network on a CPU, in place; return how many.
+
+    One whose weight the network reads by itself, too, is left alone.
+    """
+    read = [str(node.target) for node in body.graph.nodes if node.op == "get_attr"]
     found = 0
-    for parent in list(body.modules()):
-        for name, module in list(parent.named_children()):
-            if isinstance(module, nn.Conv2d | FusedConvolution) and can_transform(module):
-                setattr(parent, name, WinogradConvolution(module, isinstance(module, FusedConvolution)))
-                found += 1
+    for path, module in list(body.named_modules()):
+        plain = isinstance(module, nn.Conv2d | FusedConvolution) and can_transform(module)
+        if plain and not any(name.startswith(f"{path}.") for name in read):
+            parent, _, name = path.rpartition(".")
+            setattr(
+                body.get_submodule(parent),
+                name,
+                WinogradConvolution(module, isinstance(module, FusedConvolution)),
+            )
+            found += 1
     return found

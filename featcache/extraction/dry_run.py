@@ -49,6 +49,12 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     cache = None if folder is None else Cache(folder)
     if cache is not None and not cache.todo():
         return _of_cache(cache, settings)
+    name = folder.name if folder else records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
+    return _of_job(job, settings, name, cache)
+
+
+def _of_job(job: Job, settings: Settings, name: str, cache: Cache | None) -> dict[str, Any]:
+    """Return what is left to do for a cache of a name, which may have been begun."""
     plan = job.plan()
     todo = plan.counts() if cache is None else Counter[str]()
     for part in cache.todo() if cache is not None else ():
@@ -58,7 +64,6 @@ def dry_run(request: Request, settings: Settings, progress: Progress = silent) -
     batch_size = settings.batch_size or default_batch_size(extractor)
     ahead = _ahead(job, settings, cache, extractor.columns)
     left = ahead.left
-    name = folder.name if folder else records.folder_name(job.dataset.name, job.recipe.backbone, job.key)
     take_runtime(job, extractor, settings, left, name, remember=False)
     measured = measured_rate(job, extractor, batch_size, settings.workers)
     record = job.record(measured["columns"], settings.rows_per_shard)

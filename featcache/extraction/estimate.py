@@ -5,12 +5,13 @@ from __future__ import annotations
 import shutil
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from featcache.backbones.recorded import Flight
+from featcache.backbones.lane import Lane
+from featcache.backbones.recorded import Flight, Rows
 from featcache.backbones.runtime import Extractor
 from featcache.errors import SpaceError
 from featcache.extraction.pipeline import lane_of, reading
@@ -75,32 +76,13 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
     reader = Reader(
         job.dataset, job.recipe.preprocess, how, job.recipe.views, lambda part: [Wanted(part.rows, new)]
     )
-    rooms = deque(
+    rooms: deque[Rows] = deque(
         {node: lane.room((batch_size, width)) for node, width in extractor.columns.items()}
         for _ in range(lane.depth + 1)
     )
-    under_way: deque[tuple[Batch, bool, Flight]] = deque()
-    landed: list[tuple[int, float]] = []  # images and time of every batch
-
-    def land() -> None:
-        """Wait for the oldest batch."""
-        batch, last, flight = under_way.popleft()
-        flight.wait()
-        landed.append((batch.stop - batch.first, time.perf_counter()))
-        if last:
-            reader.give(batch)
-
     start = time.perf_counter()
     try:
-        for batch in reader.batches(iter([part])):
-            for view, pixels in batch.each_view():
-                rows = {node: room[: len(pixels)] for node, room in rooms[0].items()}
-                rooms.rotate()
-                under_way.append((batch, view == batch.room.views[-1], lane.submit(pixels, rows)))
-                if len(under_way) > lane.depth:
-                    land()
-        while under_way:
-            land()
+        landed = list(_landed(lane, reader, part, rooms))
     finally:
         lane.close()
         reader.close()
@@ -109,3 +91,27 @@ def measured_rate(job: Job, extractor: Extractor, batch_size: int, workers: int 
     images = sum(size for size, _ in landed)
     rate = images / max(landed[-1][1] - start, 1e-9)
     return {"images_per_second": round(rate, 1), "columns": dict(extractor.columns)}
+
+
+def _landed(lane: Lane, reader: Reader, part: ShardPlan, rooms: deque[Rows]) -> Iterator[tuple[int, float]]:
+    """Embed a shard's images; yield of every batch its images and when it was done."""
+    under_way: deque[tuple[Batch, bool, Flight]] = deque()
+
+    def land() -> tuple[int, float]:
+        """Wait for the oldest batch."""
+        batch, last, flight = under_way.popleft()
+        flight.wait()
+        done = batch.stop - batch.first, time.perf_counter()
+        if last:
+            reader.give(batch)
+        return done
+
+    for batch in reader.batches(iter([part])):
+        for view, pixels in batch.each_view():
+            rows = {node: room[: len(pixels)] for node, room in rooms[0].items()}
+            rooms.rotate()
+            under_way.append((batch, view == batch.room.views[-1], lane.submit(pixels, rows)))
+            if len(under_way) > lane.depth:
+                yield land()
+    while under_way:
+        yield land()

@@ -61,6 +61,8 @@ class KnownFiles:
     def keep(self, hashes: Hashes) -> None:
         """Remember the hashes (N, 16) of the files that `recall` was asked for, as they were then."""
         states, self._states = self._states, np.zeros((0, HASH_SIZE), np.uint8)  # not needed again
+        if len(states) != len(hashes):
+            return
         good = states.any(axis=1) & hashes.any(axis=1)
         if not self._keep or not good.any():
             return

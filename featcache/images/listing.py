@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
@@ -29,6 +30,9 @@ IMAGE_SUFFIXES = frozenset(
 
 MANY = 1 << 16
 """Ids from which on they are kept packed, see `featcache.images.names`."""
+
+
+_CODE = struct.Struct(">Bq")
 
 
 class Entry(NamedTuple):
@@ -109,12 +113,19 @@ class _Part:
         """Order the images by the bytes of their ids, unless they came so; equal ones stay as they came."""
         if self._rising:
             return
-        ends = self.ends.tolist()
-        names = [bytes(self.data[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
-        order = sorted(range(len(names)), key=names.__getitem__)
-        self.data = bytearray(b"".join(names[at] for at in order))
-        self.ends = array("q", accumulate(len(names[at]) for at in order))
-        self.codes = array("q", (self.codes[at] for at in order))
+        data, begin = bytes(self.data), 0
+        self.data.clear()
+        # One object for each image, with its code behind its id: no id holds a zero, so ids decide.
+        images: list[bytes] = []
+        for end, code in zip(self.ends, self.codes, strict=True):
+            images.append(data[begin:end] + _CODE.pack(0, code))
+            begin = end
+        del data
+        images.sort()
+        self.ends = array("q", accumulate(len(image) - _CODE.size for image in images))
+        self.codes = array("q", (_CODE.unpack(image[-_CODE.size :])[1] for image in images))
+        for image in images:
+            self.data += image[: -_CODE.size]
 
 
 def check_splits(held: Sequence[set[str]], path: str) -> None:

@@ -54,6 +54,10 @@ class Work:
         """Threads of one stream."""
         return max(1, self.threads // self.streams)
 
+    def threads_of(self, body: Body) -> int:
+        """Return the threads of one stream that runs a body."""
+        return min(self.threads_each, body.most_threads or self.threads_each)
+
     @property
     def chunk(self) -> int:
         """Images of a call to a runtime whose calls are all of one size."""
@@ -75,11 +79,18 @@ class Body(ABC):
 
     name: ClassVar[str]
     dtype: torch.dtype
+    most_threads: ClassVar[int | None] = None
+    """Threads of a call, where its bits hang on how many they are."""
 
     @staticmethod
     @abstractmethod
     def absent(device: str, precision: str) -> str:
         """Return why this runtime cannot compute so on this machine; empty where it can."""
+
+    @staticmethod
+    def helps(work: Work) -> bool:
+        """Return whether this network has anything that this runtime may do faster."""
+        return True
 
     @abstractmethod
     def __init__(self, work: Work) -> None:

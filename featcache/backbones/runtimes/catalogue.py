@@ -38,7 +38,12 @@ def make(name: str, work: Work) -> Body:
     try:
         return RUNTIMES[name](work)
     except Exception as error:  # exporters and compilers raise anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise BackboneError(
-            f"The runtime {name} cannot run this backbone: {reason}.", "Use --runtime torch or auto."
-        ) from error
+        raise cannot_run(name, error) from error
+
+
+def cannot_run(name: str, error: Exception) -> BackboneError:
+    """Return the error for a runtime that fails with a network."""
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    return BackboneError(
+        f"The runtime {name} cannot run this backbone: {reason}.", "Use --runtime torch or auto."
+    )

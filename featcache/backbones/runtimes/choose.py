@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from featcache.backbones.runtimes.base import Body, Work
-from featcache.backbones.runtimes.catalogue import RUNTIMES, make
+from featcache.backbones.runtimes.catalogue import RUNTIMES, cannot_run, make
 from featcache.backbones.runtimes.check import disagreement
 from featcache.backbones.runtimes.streams import in_streams
 from featcache.errors import BackboneError
@@ -67,7 +67,12 @@ def choose(
         measure: images a second of a body; `rate` where None.
     """
     known, measure = dict(known or {}), measure or rate
-    names = [name for name in WORTH_TRYING if not RUNTIMES[name].absent(work.device, work.precision)]
+    kinds = {name: RUNTIMES[name] for name in WORTH_TRYING}
+    names = [
+        name
+        for name, kind in kinds.items()
+        if not kind.absent(work.device, work.precision) and kind.helps(work)
+    ]
     choice = Choice(make("torch", work))
     if not names:
         return choice
@@ -76,7 +81,7 @@ def choose(
     seconds = images / known["torch"].rate
     exact: dict[str, Tensor] = {}
     for name in sorted(names, key=lambda name: -known[name].rate if name in known else 0):
-        if not _worth(name, seconds, known):
+        if not _worth(name, seconds, known) or _no_faster(name, choice.body.name, known):
             continue
         exact = exact or _exact(work, sample)
         begin = time.perf_counter()
@@ -89,9 +94,12 @@ def choose(
             known[name] = choice.speeds[name] = Speed(measure(body, work, sample), setup)
         if known[name].rate > known[choice.body.name].rate * WORTH_TAKING:
             choice.body = body
-            if name not in choice.speeds:
-                break  # known to be the fastest
     return choice
+
+
+def _no_faster(name: str, than: str, known: Mapping[str, Speed]) -> bool:
+    """Whether a runtime is known to be no faster than another."""
+    return name in known and known[name].rate <= known[than].rate * WORTH_TAKING
 
 
 def _worth(name: str, seconds: float, known: Mapping[str, Speed]) -> bool:
@@ -118,6 +126,8 @@ def checked(
         wrong = disagreement(rows, exact or _exact(work, sample), work.precision, eager)
     except BackboneError as error:
         return None, error.message
+    except Exception as error:  # what is made well may still fail at its first call, in any way
+        return None, cannot_run(name, error).message
     return (None, f"The runtime {name} is not used: {wrong}.") if wrong else (body, "")
 
 
@@ -141,7 +151,7 @@ def rate(body: Body, work: Work, sample: Tensor) -> float:
         return len(images)
 
     def run(calls: int) -> int:
-        return sum(in_streams(call, range(calls), work.streams, work.threads_each))
+        return sum(in_streams(call, range(calls), work.streams, work.threads_of(body)))
 
     run(work.streams)
     done, begin = 0, time.perf_counter()

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featcache.backbones import fused
 from featcache.backbones.runtimes.base import Body, Work, in_chunks
-from featcache.backbones.winograd import transform_convolutions
+from featcache.backbones.winograd import can_transform, transform_convolutions
 
 CHUNK = 8  # images of a call: their maps of VGG16 are 100 MB; more make small maps' products little quicker
 
@@ -16,6 +16,7 @@ class WinogradBody(Body):
     """The network as a module whose 3 x 3 convolutions are `winograd.WinogradConvolution`."""
 
     name = "winograd"
+    most_threads = 1
 
     @staticmethod
     def absent(device: str, precision: str) -> str:
@@ -24,8 +25,14 @@ class WinogradBody(Body):
             return f"it is for the CPU, not for {device}"
         return "" if precision == "fp32" else f"it computes in fp32, not in {precision}"
 
+    @staticmethod
+    def helps(work: Work) -> bool:
+        """Return whether there is a convolution to transform."""
+        return any(isinstance(module, nn.Conv2d) and can_transform(module) for module in work.cast.modules())
+
     def __init__(self, work: Work) -> None:
-        self.dtype, self.chunk = work.dtype, min(CHUNK, work.chunk)
+        self.dtype = work.dtype
+        self.chunk = -(-work.chunk // -(-work.chunk // CHUNK))  # what fills its calls best
         module = work.exact()
         fused.fuse(module)
         transform_convolutions(module)

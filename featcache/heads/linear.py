@@ -30,6 +30,7 @@ from featcache.heads.passes import NARROW, Passes
 from featcache.heads.precision import Precision
 from featcache.heads.scaling import Moments
 from featcache.heads.tables import here
+from featcache.heads.threads import torch_threads_for
 
 _SMALL = {"cpu": 1 << 20, "cuda": 1 << 26}  # values of a table that is worked on in float64 from the start
 _FEW = 1024  # rows, up to which it is worth turning a table that is wider; for several penalties twice that
@@ -141,12 +142,18 @@ class _Solver:
             factor = 1.0 if precision is precisions[-1] else _FINE if precision.fine else _COARSE
             stack.tolerance = wanted * factor
             state = self._lbfgs(stack, precision, look, memory)
-            outcome = descend(state, most - int(spent.max()), self.on_pass)
+            outcome = self._descended(state, most - int(spent.max()))
             stack.weights, memory = outcome.weights, state.memory()
             spent += outcome.passes
         outcome.passes = spent
         self._finish(stack, outcome)
         return self._kept(outcome, wanted)
+
+    def _descended(self, state: Lbfgs, limit: int) -> Outcome:
+        """Take the steps. Between the passes of a narrow table torch has one thread: OpenMP's others would
+        go on spinning for milliseconds where the lanes of the next pass are."""
+        with torch_threads_for(self.passes.width, NARROW + 1):
+            return descend(state, limit, self.on_pass)
 
     def _most(self, stack: Stack) -> int:
         """Return how many passes the descent may take."""
@@ -187,7 +194,7 @@ class _Solver:
         directions = torch.eye(size, dtype=torch.float64, device=problem.device)
         look = Curvature(directions, turn.values, 0.0)
         state = inner._lbfgs(stack, Precision.DOUBLE, look)
-        outcome = descend(state, inner._most(stack), self.on_pass)
+        outcome = inner._descended(state, inner._most(stack))
         inner._finish(stack, outcome)
         flat = outcome.weights.flatten(0, 1).cpu().numpy()
         weights = np.concatenate([turn.back(flat[:, :-1]), flat[:, -1:]], axis=1)

@@ -118,7 +118,7 @@ class Passes:
     def _lanes(self, columns: int) -> int:
         if self.device.type != "cpu" or 4 * self.rows * self.width * columns < _SMALL_LANE:
             return 1
-        return min(torch.get_num_threads(), len(self._spaces))
+        return len(self._spaces)
 
 
 def _placed(X: Matrix | Selection, device: torch.device) -> Place:

@@ -30,6 +30,7 @@ SIZE = 64
 here = pytest.mark.skipif(
     openvino.importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
 )
+OTHERS = pytest.mark.parametrize("name", ["winograd", pytest.param("openvino", marks=here)])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +62,6 @@ def eager_to_measure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(taking, "FEW", 1)
     monkeypatch.setattr(taking, "SOON", 0.0)
     monkeypatch.setattr(choosing, "SECONDS", 0.01)
-    monkeypatch.setattr(choosing, "WORTH_TRYING", {"openvino": 0.0})
 
 
 def lose(cache: Path, count: int) -> None:
@@ -77,33 +77,33 @@ def test_the_option_knows_all_runtimes() -> None:
         Settings(runtime="tpu")
 
 
-@here
-def test_one_cache_whatever_runs(request_: Request, settings: Settings, tmp_path: Path) -> None:
+@OTHERS
+def test_one_cache_whatever_runs(request_: Request, settings: Settings, tmp_path: Path, name: str) -> None:
     wide = replace(request_, store_dtype="float32")
     first = extract(wide, replace(settings, runtime="torch"))
-    assert extract(wide, replace(settings, runtime="openvino")).hit
-    other = extract(wide, replace(settings, runtime="openvino", features_dir=tmp_path / "other"))
-    assert (first.runtime, other.runtime) == ("torch", "openvino")
-    assert other.to_dict()["runtime"] == "openvino"
+    assert extract(wide, replace(settings, runtime=name)).hit
+    other = extract(wide, replace(settings, runtime=name, features_dir=tmp_path / "other"))
+    assert (first.runtime, other.runtime) == ("torch", name)
+    assert other.to_dict()["runtime"] == name
     assert other.fingerprint == first.fingerprint
     a, b = (Cache(found.path).table("train").X for found in (first, other))
     assert not np.array_equal(a, b), "two engines, to the last bit"
     assert np.abs(a - b).max() < 1e-3 * a.std()
     (facts,) = memory.extractions(tmp_path / "other", other.path.name)
-    assert facts["runtime"] == "openvino" and facts["device"] == "cpu"
+    assert facts["runtime"] == name and facts["device"] == "cpu"
 
 
-@here
+@OTHERS
 @pytest.mark.parametrize("batch_size", [3])
 def test_what_was_begun_goes_on_with_the_same_runtime(
-    request_: Request, settings: Settings, batch_size: int
+    request_: Request, settings: Settings, batch_size: int, name: str
 ) -> None:
-    found = extract(request_, replace(settings, runtime="openvino", batch_size=7))
+    found = extract(request_, replace(settings, runtime=name, batch_size=7))
     before = tree(found.path)
     lose(found.path, 4)
     notes: list[str] = []
     again = extract(request_, replace(settings, batch_size=batch_size), notify=notes.append)
-    assert again.runtime == "openvino" and again.images > 0
+    assert again.runtime == name and again.images > 0
     assert tree(found.path) == before, "not a byte differs, whatever the batch size"
     assert not any("begun with" in note for note in notes)
     next((found.path / records.SHARDS).iterdir()).unlink()
@@ -129,28 +129,31 @@ def test_another_runtime_than_it_was_begun_with_is_said(
     assert any("the rest is made with torch" in note for note in notes)
 
 
-@here
-def test_a_cache_made_anew_is_not_bound_by_what_was_there(request_: Request, settings: Settings) -> None:
+@OTHERS
+def test_a_cache_made_anew_is_not_bound_by_what_was_there(
+    request_: Request, settings: Settings, name: str
+) -> None:
     import shutil
 
-    found = extract(request_, replace(settings, runtime="openvino"))
+    found = extract(request_, replace(settings, runtime=name))
     shutil.rmtree(found.path)
     assert extract(request_, settings).runtime == "torch"  # so few images: auto takes torch
 
 
-@here
+@OTHERS
 def test_speeds_are_remembered(
-    request_: Request, settings: Settings, eager_to_measure: None, monkeypatch: pytest.MonkeyPatch
+    request_: Request, settings: Settings, eager_to_measure: None, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    monkeypatch.setattr(choosing, "WORTH_TRYING", {name: 0.0})
     plan = dry_run(request_, settings)
-    assert plan["runtime"] in ("torch", "openvino")
+    assert plan["runtime"] in ("torch", name)
     assert not settings.features_dir.exists(), "a dry run writes nothing"
     first = extract(request_, settings)
     (kept,) = (settings.features_dir / ".featcache" / "speeds").iterdir()
     measured = records.read(kept)
-    assert set(measured["speeds"]) == {"torch", "openvino"}
+    assert set(measured["speeds"]) == {"torch", name}
     assert measured["facts"]["backbone"] == "squeezenet1_1" and measured["facts"]["crop"] == SIZE
-    best = max(measured["speeds"], key=lambda name: measured["speeds"][name]["rate"])
+    best = max(measured["speeds"], key=lambda each: measured["speeds"][each]["rate"])
     assert (
         measured["speeds"][first.runtime]["rate"] * choosing.WORTH_TAKING >= measured["speeds"][best]["rate"]
     )
@@ -189,6 +192,17 @@ def test_bf16_is_offered_with_what_was_measured(
     assert not any("would be" in note for note in notes[count:])
 
 
+def test_bf16_is_offered_beside_a_runtime_that_has_none(
+    request_: Request, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("FEW", 1), ("OFFER", 0.0), ("PROBE", 0.05), ("GAIN", 1e-9)):
+        monkeypatch.setattr(taking, name, value)
+    monkeypatch.setattr(taking, "_has_bf16", lambda device: True)
+    notes: list[str] = []
+    assert extract(request_, replace(settings, runtime="winograd"), notify=notes.append).runtime == "winograd"
+    assert any("--precision bf16 would be" in note for note in notes)
+
+
 def test_bf16_is_not_offered_without_hardware_or_gain(
     request_: Request, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,6 +216,21 @@ def test_bf16_is_not_offered_without_hardware_or_gain(
     monkeypatch.setattr(taking, "GAIN", 1e9)
     extract(replace(request_, normalize="half"), settings, notify=notes.append)
     assert not any("would be" in note for note in notes)
+
+
+def test_winograd_gives_the_same_bytes_with_one_thread_and_two(
+    request_: Request, settings: Settings, tmp_path: Path
+) -> None:
+    wide = replace(request_, backbone="resnet18", store_dtype="float32")
+    made, before = [], torch.get_num_threads()
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            own = replace(settings, runtime="winograd", features_dir=tmp_path / str(threads))
+            made.append(extract(wide, own).path)
+    finally:
+        torch.set_num_threads(before)
+    assert tree(made[0]) == tree(made[1])
 
 
 # -- streams ------------------------------------------------------------------------------------------------

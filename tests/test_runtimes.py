@@ -285,8 +285,8 @@ def test_a_new_runtime_is_tried_beside_those_that_are_known(only: Callable[..., 
     assert chosen.body.name == "winograd" and set(chosen.speeds) == {"winograd"}
 
 
-def test_bits_do_not_hang_on_how_many_threads_a_machine_has() -> None:
-    """Each call of Winograd's has one thread, and its calls are filled, whatever the machine has."""
+def test_a_call_of_winograds_has_one_thread_and_is_filled() -> None:
+    """How many threads share a product decides its last bits."""
     of = kit.work("resnet18")
     for threads, chunk in ((1, 8), (2, 8), (3, 5), (8, 4), (64, 4)):
         work = Work(of.exact, of.cast, "fp32", "cpu", 64, threads)

@@ -184,7 +184,7 @@ def offer_bf16(job: Job, extractor: Extractor, settings: Settings, images: int, 
 
 
 def _bf16_rate(job: Job, extractor: Extractor, batch_size: int) -> float:
-    """Return images a second of bf16 in the same runtime, 0 where it cannot do it."""
+    """Return images a second of bf16, in the same runtime where that has it; 0 where it fails."""
     other = job.extractor(extractor.device, "bf16")
     if extractor.runtime != "torch" and not RUNTIMES[extractor.runtime].absent(extractor.device, "bf16"):
         try:

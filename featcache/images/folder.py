@@ -134,10 +134,11 @@ class Tree(ABC):
         self._check_unique(splits)
         found = False
         for name, stack in folders.items():
-            split = SPLIT_NAMES[name.lower()] if splits else 0
-            for entry in (
-                self._classes(name, stack, split) if splits else self._class(name, name, stack, split)
-            ):
+            if splits:
+                below = self._classes(name, stack, SPLIT_NAMES[name.lower()])
+            else:
+                below = self._class(name, name, stack, 0)
+            for entry in below:
                 found = True
                 yield entry
         if not found:

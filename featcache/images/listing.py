@@ -67,13 +67,13 @@ def rows_of(entries: Iterable[Entry], ordered: Callable[[set[str]], list[str]], 
     """
     import numpy as np
 
-    from featcache.images.dataset import Rows
+    from featcache.images.dataset import Rows, id_bytes
     from featcache.images.names import Names
 
     codes: dict[str, int] = {}
     parts = [_Part() for _ in SPLITS]
     for entry in entries:
-        parts[entry.split].add(entry.id, codes.setdefault(entry.label, len(codes)))
+        parts[entry.split].add(id_bytes(entry.id), codes.setdefault(entry.label, len(codes)))
     names = list(codes)
     check_splits([{names[code] for code in np.unique(part.codes).tolist()} for part in parts], origin.path)
     for part in parts:
@@ -100,17 +100,16 @@ class _Part:
         self.data, self.ends, self.codes = bytearray(), array("q"), array("q")
         self._last, self._rising = b"", True
 
-    def add(self, name: str, code: int) -> None:
+    def add(self, name: bytes, code: int) -> None:
         """Put an image behind the others."""
-        encoded = name.encode("utf-8", "surrogateescape")
-        self._rising = self._rising and self._last <= encoded
-        self._last = encoded
-        self.data += encoded
+        self._rising = self._rising and self._last <= name
+        self._last = name
+        self.data += name
         self.ends.append(len(self.data))
         self.codes.append(code)
 
     def sort(self) -> None:
-        """Order the images by the bytes of their ids, unless they came so; equal ones stay as they came."""
+        """Order the images by the bytes of their ids, unless they came so."""
         if self._rising:
             return
         data, begin = bytes(self.data), 0

@@ -297,7 +297,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS[:-1])
     parser.add_argument("--backbone", nargs="+", default=["resnet18"])
     parser.add_argument(
-        "--runtime", nargs="+", choices=list(RUNTIMES), default=["torch", "winograd", "openvino"]
+        "--runtime", nargs="+", choices=list(RUNTIMES), default=["torch", "native", "winograd", "openvino"]
     )
     parser.add_argument("--precision", nargs="+", default=["fp32", "bf16"])
     parser.add_argument("--weights", default="random:0")

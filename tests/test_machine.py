@@ -30,7 +30,7 @@ def test_a_machine_says_what_it_extracts_with(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(openvino.importlib.util, "find_spec", lambda name: None)
     found = machine.runtimes()
-    assert list(found) == ["torch", "winograd", "compile", "openvino"]
+    assert list(found) == ["torch", "native", "winograd", "compile", "openvino"]
     assert torch.__version__.startswith(found["torch"])
     assert found["openvino"] == "no: it is not installed (pip install 'featcache[openvino]')"
     assert machine.precisions_of_devices()["cpu"].startswith("fp32, bf16, fp16")

@@ -21,7 +21,12 @@ from featcache.backbones.runtimes.streams import in_streams
 from featcache.errors import BackboneError, OptionError
 from tests import kit_runtimes as kit
 
-QUICK = ["torch", "winograd", "openvino"]  # torch.compile, which takes half a minute, is checked on one
+QUICK = [
+    "torch",
+    "native",
+    "winograd",
+    "openvino",
+]  # torch.compile, which takes half a minute, is checked on one
 
 
 def needs(name: str, precision: str = "fp32") -> Work:
@@ -204,7 +209,14 @@ def only(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def set_(**kinds: type[Body]) -> None:
         absent = type("Absent", (EagerBody,), {"absent": staticmethod(lambda *given: "not here")})
-        chosen = {"torch": EagerBody, "winograd": absent, "compile": absent, "openvino": absent, **kinds}
+        chosen = {
+            "torch": EagerBody,
+            "native": absent,
+            "winograd": absent,
+            "compile": absent,
+            "openvino": absent,
+            **kinds,
+        }
         for name, kind in chosen.items():
             monkeypatch.setitem(catalogue.RUNTIMES, name, kind)
 
@@ -269,9 +281,10 @@ def test_a_runtime_that_fails_at_work_is_left_out_with_a_note(only: Callable[...
     assert chosen.body.name == "torch" and "shapes do not fit" in chosen.notes[0]
 
 
-def test_a_runtime_that_has_nothing_to_do_in_a_network_is_not_tried() -> None:
+def test_a_runtime_that_has_nothing_to_do_in_a_network_is_not_tried(only: Callable[..., None]) -> None:
     none, some = kit.work("mobilenet_v3_small"), kit.work("squeezenet1_1")
     kind = RUNTIMES["winograd"]
+    only(winograd=kind)
     assert kind.helps(some) and not kind.helps(none)
     chosen = choose(none, 10**6, kit.images(2), {"openvino": Speed(1.0)}, speeds(torch=1000, winograd=5000))
     assert chosen.body.name == "torch" and "winograd" not in chosen.speeds

@@ -12,7 +12,7 @@ from torch import Tensor, fx, nn
 
 from featcache.backbones import fused, winograd
 from featcache.backbones.fused import FusedConvolution
-from featcache.backbones.winograd import WinogradConvolution, can_transform, transform_convolutions
+from featcache.backbones.winograd import WinogradConvolution, can_transform, in_products, replace_convolutions
 from tests import kit_runtimes as kit
 
 TOLERANCE = 5e-5  # of the deviation of the exact result, largest difference; eager float32 has up to 2e-5
@@ -139,7 +139,7 @@ def test_shared_weights_and_convolutions() -> None:
     body = fx.symbolic_trace(net)
     wanted = copy.deepcopy(net).double()(x.double())
     fused.fuse(body)
-    assert transform_convolutions(body) == 2, "b, fused with either of its ReLUs"
+    assert replace_convolutions(body, in_products) == 2, "b, fused with either of its ReLUs"
     assert off(body(x), wanted) < TOLERANCE
     plain, larger = WinogradConvolution(net.b, True), maps(2, 64, 12, 12, seed=1)
     small = maps(2, 64, 3, 3)[:, :, :1, :1]
@@ -152,7 +152,7 @@ def test_a_network_keeps_its_features(backbone: str, count: int) -> None:
     wanted = {node: rows.double() for node, rows in kit.exact(of, x).items()}
     body = of.exact()
     fused.fuse(body)
-    assert transform_convolutions(body) == count
+    assert replace_convolutions(body, in_products) == count
     with torch.inference_mode():
         rows = body.to(memory_format=torch.channels_last)(x)
     assert all(off(rows[node], wanted[node]) < 1e-4 for node in wanted), (

@@ -74,8 +74,8 @@ def extract(
         view_seed: of what views draw.
         views_of: "train", or "all" for views of validation and test images too.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        runtime: "auto", "torch", "winograd", "compile" or "openvino": what runs the backbone; its features
-            are the same.
+        runtime: "auto", "torch", "native", "winograd", "compile" or "openvino": what runs the backbone; its
+            features are the same.
         batch_size: images a forward pass, chosen for the device where None.
         workers: threads that decode, one for each core where None.
         on_bad_image: "error" or "skip".

@@ -65,14 +65,20 @@ def device_facts() -> dict[str, Any]:
 def _cpu() -> dict[str, Any]:
     import torch
 
-    # Newer than the oldest torch that featcache runs with.
-    has = dict(getattr(torch.cpu, "get_capabilities", dict)())
+    has = cpu_capabilities()
     return {
         "name": "cpu",
         "model": has.get("cpu_name") or has.get("architecture", "unknown"),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "bf16": any(bool(has.get(flag)) for flag in ("avx512_bf16", "amx_bf16", "bf16")),
     }
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """Return what torch knows of the processor, such as `avx512_bf16`; nothing with its older versions."""
+    import torch
+
+    return dict(getattr(torch.cpu, "get_capabilities", dict)())
 
 
 def _gpu(index: int) -> dict[str, Any]:

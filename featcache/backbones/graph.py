@@ -271,3 +271,12 @@ def _modules(body: fx.GraphModule, nodes: Iterable[fx.Node]) -> list[Any]:
 def _replace(body: fx.GraphModule, target: str, module: nn.Module) -> None:
     parent, _, name = target.rpartition(".")
     setattr(body.get_submodule(parent), name, module)
+
+
+def cast(body: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a network's weights in place; its batch norms stay in float32."""
+    for module in body.modules():
+        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                if tensor.is_floating_point():
+                    tensor.data = tensor.data.to(dtype)

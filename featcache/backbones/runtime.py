@@ -172,19 +172,10 @@ def _prepared(body: fx.GraphModule, dtype: torch.dtype, device: str) -> fx.Graph
     if device != "cpu":
         fused.fuse(body)
         fused.replace_pooling(body)
-    for module in body.modules():
-        if not isinstance(module, nn.modules.batchnorm._BatchNorm):
-            _cast(module, dtype)
+    graph.cast(body, dtype)
     if device != "cpu" and dtype != torch.float32:
         fused.widen_first(body)
     return body.to(device).to(memory_format=torch.channels_last)
-
-
-def _cast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a module's own floating-point tensors."""
-    for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
 
 
 def _check_finite(body: nn.Module) -> None:

@@ -13,7 +13,7 @@ neural networks: efficient point selection", ACM TECS 2022, doi:10.1145/3524069)
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -84,11 +84,13 @@ def can_transform(conv: nn.Conv2d | FusedConvolution) -> bool:
     return known and window == [3, 3] and dense and frame and zeros and size
 
 
-def transformed(weight: Tensor) -> Tensor:
-    """Return weights (K, C, 3, 3) as (36, C, K), in their dtype, computed in float64."""
+def transformed(weight: Tensor, by_line: bool = False) -> Tensor:
+    """Return weights (K, C, 3, 3) as (36, C, K), in their dtype, computed in float64.
+
+    A tile's places are numbered by column, then line, as `_tiles` lays them out, or the other way round.
+    """
     g = torch.tensor(_WEIGHTS, dtype=torch.float64)
-    # A tile's places are numbered by column, then line, as `_tiles` lays them out.
-    places = torch.einsum("ia,kcab,jb->jick", g, weight.double(), g)
+    places = torch.einsum("ia,kcab,jb->ijck" if by_line else "ia,kcab,jb->jick", g, weight.double(), g)
     return places.reshape(IN * IN, *places.shape[2:]).to(weight.dtype).contiguous()
 
 
@@ -157,21 +159,26 @@ def _back(products: Tensor, bias: Tensor, out: Tensor) -> None:
     torch.add(pixels, bias, out=target)
 
 
-def transform_convolutions(body: fx.GraphModule) -> int:
-    """Replace every convolution that `can_transform` in a cut network on a CPU, in place; return how many.
+def in_products(conv: nn.Module) -> WinogradConvolution | None:
+    """Return a convolution as `WinogradConvolution`, or None where it is none that `can_transform`."""
+    if not isinstance(conv, nn.Conv2d | FusedConvolution) or not can_transform(conv):
+        return None
+    return WinogradConvolution(conv, isinstance(conv, FusedConvolution))
+
+
+def replace_convolutions(body: fx.GraphModule, made: Callable[[nn.Module], nn.Module | None]) -> int:
+    """Replace every module of a cut network on a CPU for which `made` returns one, in place; return how many.
 
     One whose weight the network reads by itself, too, is left alone.
     """
     read = [str(node.target) for node in body.graph.nodes if node.op == "get_attr"]
     found = 0
     for path, module in list(body.named_modules()):
-        plain = isinstance(module, nn.Conv2d | FusedConvolution) and can_transform(module)
-        if plain and not any(name.startswith(f"{path}.") for name in read):
+        if any(name.startswith(f"{path}.") for name in read):
+            continue
+        other = made(module)
+        if other is not None:
             parent, _, name = path.rpartition(".")
-            setattr(
-                body.get_submodule(parent),
-                name,
-                WinogradConvolution(module, isinstance(module, FusedConvolution)),
-            )
+            setattr(body.get_submodule(parent), name, other)
             found += 1
     return found

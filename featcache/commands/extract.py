@@ -128,9 +128,9 @@ def deciding(function: Any) -> Any:
     type=click.Choice(RUNTIMES),
     default="auto",
     show_default=True,
-    help="What runs the backbone: torch as it is, torch with Winograd's convolutions (CPU, fp32), "
-    "torch.compile, or OpenVINO (extra featcache[openvino], CPU); auto: the fastest that is here, agrees "
-    "with float32 and pays for its set-up.",
+    help="What runs the backbone: torch as it is; native: with our own kernels (CPU, needs a C compiler); "
+    "winograd: with Winograd's convolutions by torch's products (CPU, fp32); torch.compile; OpenVINO (extra "
+    "featcache[openvino], CPU); auto: the fastest that is here, agrees with float32 and pays for its set-up.",
 )
 @click.option("--batch-size", type=options.AutoOrNumber(), default="auto", show_default=True)
 @click.option(

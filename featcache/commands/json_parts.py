@@ -66,5 +66,5 @@ EXTRACT = {
     "seconds": "of the whole call",
     "copied": "views that were copied from finished caches of the same recipe, or from an equal image",
     "bad_images": "how many images could not be read",
-    "runtime": "what ran the backbone: torch, winograd, compile or openvino; null if it embedded none",
+    "runtime": "what ran the backbone: torch, native, winograd, compile, openvino; null if it embedded none",
 }

@@ -7,7 +7,9 @@ from importlib import metadata
 from featcache.backbones.devices import device_facts, precisions
 from featcache.backbones.runtimes.catalogue import RUNTIMES
 
-PACKAGES = {"torch": "torch", "winograd": "torch", "compile": "torch", "openvino": "openvino"}
+PACKAGES = {
+    "torch": "torch", "native": "featcache", "winograd": "torch", "compile": "torch", "openvino": "openvino",
+}  # fmt: skip
 """Runtime → the package whose version it has."""
 
 BF16_IN_STEPS = "bf16 without instructions for it: no faster than fp32"

@@ -21,7 +21,7 @@ STORE_DTYPES = ("float16", "float32", "int8")
 ON_BAD_IMAGE = ("error", "skip")
 DECODE_IN = ("auto", "threads", "processes")
 ENGINES = ("local", "ray")
-RUNTIMES = ("auto", "torch", "winograd", "compile", "openvino")
+RUNTIMES = ("auto", "torch", "native", "winograd", "compile", "openvino")
 RECORDED = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
 

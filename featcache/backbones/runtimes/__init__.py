@@ -1,1 +1,1 @@
-"""What can run the cut network: torch, Winograd's convolutions, torch.compile, OpenVINO; see `base.Body`."""
+"""What can run the cut network: torch, kernels in C, Winograd, torch.compile, OpenVINO; see `base.Body`."""

@@ -81,6 +81,8 @@ class Body(ABC):
     dtype: torch.dtype
     most_threads: ClassVar[int | None] = None
     """Threads of a call, where its bits hang on how many they are."""
+    stands_in_for: ClassVar[str] = ""
+    """The runtime that does the same and faster, where that can be had."""
 
     @staticmethod
     @abstractmethod

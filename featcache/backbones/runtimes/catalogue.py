@@ -5,12 +5,13 @@ from __future__ import annotations
 from featcache.backbones.runtimes.base import Body, Work
 from featcache.backbones.runtimes.compiled import CompiledBody
 from featcache.backbones.runtimes.eager import EagerBody
+from featcache.backbones.runtimes.native import NativeBody
 from featcache.backbones.runtimes.openvino import OpenVinoBody
 from featcache.backbones.runtimes.winograd import WinogradBody
 from featcache.errors import BackboneError, OptionError, unknown
 
 RUNTIMES: dict[str, type[Body]] = {
-    kind.name: kind for kind in (EagerBody, WinogradBody, CompiledBody, OpenVinoBody)
+    kind.name: kind for kind in (EagerBody, NativeBody, WinogradBody, CompiledBody, OpenVinoBody)
 }
 
 

@@ -22,7 +22,7 @@ from featcache.errors import BackboneError
 
 # Seconds of work from which an unknown runtime is tried: its set-up and trial are then a small part of it,
 # even should it turn out no faster. torch.compile took 30 s for ResNet-18, the others are ready in seconds.
-WORTH_TRYING = {"winograd": 30.0, "openvino": 30.0, "compile": 1200.0}
+WORTH_TRYING = {"native": 30.0, "winograd": 30.0, "openvino": 30.0, "compile": 1200.0}
 WORTH_TAKING = 1.03  # times as fast as eager: less is noise
 SECONDS = 1.0  # of timing a runtime, at least
 
@@ -82,6 +82,8 @@ def choose(
     exact: dict[str, Tensor] = {}
     for name in sorted(names, key=lambda name: -known[name].rate if name in known else 0):
         if not _worth(name, seconds, known) or _no_faster(name, choice.body.name, known):
+            continue
+        if kinds[name].stands_in_for == choice.body.name:
             continue
         exact = exact or _exact(work, sample)
         begin = time.perf_counter()

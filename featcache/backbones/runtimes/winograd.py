@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from featcache.backbones import fused
 from featcache.backbones.runtimes.base import Body, Work, in_chunks
-from featcache.backbones.winograd import can_transform, transform_convolutions
+from featcache.backbones.winograd import can_transform, in_products, replace_convolutions
 
 CHUNK = 8  # images of a call: their maps of VGG16 are 100 MB; more make small maps' products little quicker
 
@@ -17,6 +17,7 @@ class WinogradBody(Body):
 
     name = "winograd"
     most_threads = 1
+    stands_in_for = "native"
 
     @staticmethod
     def absent(device: str, precision: str) -> str:
@@ -35,7 +36,7 @@ class WinogradBody(Body):
         self.chunk = -(-work.chunk // -(-work.chunk // CHUNK))  # what fills its calls best
         module = work.exact()
         fused.fuse(module)
-        transform_convolutions(module)
+        replace_convolutions(module, in_products)
         self.module = module.to(memory_format=torch.channels_last)
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:

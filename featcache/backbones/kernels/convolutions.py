@@ -1,0 +1,261 @@
+"""Convolutions of a cut network by the kernels of this folder: which are taken, how weights are laid out."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, fx, nn
+
+from featcache.backbones import winograd
+from featcache.backbones.fused import FusedConvolution, added
+from featcache.backbones.kernels.library import library
+
+SOURCES = ("winograd.c", "direct.c", "facts.c")
+STEP = 16  # channels come by so many: the widest vector
+FEW = 16  # channels in, below which a convolution's windows are laid out
+WINDOWS = 96  # of them at a time
+PLACES = winograd.IN**2
+GAP = 80  # as in winograd.c
+BLOCK = 1 << 20  # bytes of the tiles of a block and their products: what a core's own cache holds
+MOST = 64 << 20  # of a block where large weights, which every block reads, make it larger
+
+_POINTERS = ("maps", "packed", "bias", "addend", "result", "tiles", "products", "zeros")
+_NUMBERS = (
+    "images",
+    "height",
+    "width",
+    "channels",
+    "out",
+    "padded",
+    "above",
+    "left",
+    "block",
+    "relu",
+    "pool",
+)
+_DIRECT_POINTERS = ("maps", "packed", "bias", "result", "windows", "products")
+_DIRECT_NUMBERS = (
+    "images", "height", "width", "channels", "out", "padded", "depth", "high", "wide", "down", "across",
+    "above", "left", "stride", "block", "relu",
+)  # fmt: skip
+
+
+class _Call(ctypes.Structure):
+    """`struct call` of winograd.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _POINTERS] + [(name, ctypes.c_long) for name in _NUMBERS]
+
+
+class _Direct(ctypes.Structure):
+    """`struct direct` of direct.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _DIRECT_POINTERS] + [
+        (name, ctypes.c_long) for name in _DIRECT_NUMBERS
+    ]
+
+
+def kernels(dtype: torch.dtype) -> ctypes.CDLL:
+    """Return the kernels for maps of float32 or bfloat16.
+
+    Raises:
+        BackboneError: they cannot be compiled here.
+    """
+    return library(SOURCES, ("BF16",) if dtype == torch.bfloat16 else ())
+
+
+class NativeConvolution(nn.Module):
+    """relu(conv(x) + bias + addend), and of 2 x 2 pixels the largest; each of these as asked for.
+
+    Its tensors are no parameters: what casts or moves a network leaves them as they are.
+
+    Args:
+        conv: one that is taken here (`can_transform`, `has_few_channels`).
+        relu: whether to cut off what is negative.
+        dtype: of the maps that come and go, torch.float32 or torch.bfloat16; sums are float32.
+    """
+
+    def __init__(self, conv: nn.Conv2d | FusedConvolution, relu: bool, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.kernels, self.dtype, self.relu = kernels(dtype), dtype, relu
+        weight, bias = conv.weight.detach(), conv.bias
+        self.out, self.channels = weight.shape[:2]
+        self.bias = torch.zeros(self.out) if bias is None else bias.detach().float().clone()
+        self.padding = tuple(int(side) for side in conv.padding)
+
+    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
+        """Return the map (B, K, H', W') of x (B, C, H, W), channels_last; `addend` has its shape."""
+        images = x.permute(0, 2, 3, 1).contiguous()
+        height, width = self.sides(images)
+        fits = addend is not None and addend.shape == (len(x), self.out, height, width)
+        plus = addend.permute(0, 2, 3, 1).contiguous() if addend is not None and fits else None
+        maps = self.convolved(images, height, width, plus, self.relu and (addend is None or fits))
+        maps = maps.permute(0, 3, 1, 2)
+        if addend is None or fits:
+            return maps
+        maps = added(maps, addend)  # of another shape, to be spread
+        return maps.relu_() if self.relu else maps
+
+    def sides(self, images: Tensor) -> tuple[int, int]:
+        """Return height and width of the convolution's result for images (B, H, W, C)."""
+        raise NotImplementedError
+
+    def convolved(self, images: Tensor, height: int, width: int, addend: Tensor | None, relu: bool) -> Tensor:
+        """Return the result (B, H', W', K) for images (B, H, W, C), contiguous."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """Return what torch prints."""
+        return f"{self.channels}, {self.out}, relu={self.relu}, {self.dtype}"
+
+
+class WinogradKernel(NativeConvolution):
+    """A 3 x 3 convolution by winograd.c."""
+
+    def __init__(self, conv: nn.Conv2d | FusedConvolution, relu: bool, dtype: torch.dtype) -> None:
+        super().__init__(conv, relu, dtype)
+        places = winograd.transformed(conv.weight.detach().float(), by_line=True)
+        self.packed, self.padded = packed(places, self.kernels, dtype)
+        self.pool = False
+        """Whether to return the largest of each 2 x 2 pixels, as the max pooling of 2 x 2 by 2 does."""
+
+    def sides(self, images: Tensor) -> tuple[int, int]:
+        """See `NativeConvolution`."""
+        height, width = (
+            side + 2 * pad - 2 for side, pad in zip(images.shape[1:3], self.padding, strict=True)
+        )
+        return height, width
+
+    def convolved(self, images: Tensor, height: int, width: int, addend: Tensor | None, relu: bool) -> Tensor:
+        """See `NativeConvolution`."""
+        count, high, wide, channels = images.shape
+        step = 2 if self.pool else 1
+        result = images.new_empty(count, height // step, width // step, self.out)
+        block = self._block(count * -(-height // winograd.OUT) * -(-width // winograd.OUT))
+        tiles = images.new_empty(PLACES * (block * channels + GAP))
+        products = torch.empty(PLACES * (block * self.padded + GAP) + self.padded)
+        zeros = images.new_zeros(max(channels, self.out))
+        call = _Call(
+            *_addresses(images, self.packed, self.bias, addend, result, tiles, products, zeros),
+            *(count, high, wide, channels, self.out, self.padded, *self.padding, block, relu, self.pool),
+        )
+        self.kernels.convolve(ctypes.byref(call))
+        return result
+
+    def _block(self, tiles: int) -> int:
+        """Return how many tiles go together: the more, the less often large weights are read."""
+        bytes_each = PLACES * (self.channels * self.packed.element_size() + self.padded * 4)
+        most = max(1, max(BLOCK, min(2 * self.packed.nbytes, MOST)) // bytes_each)
+        even = -(-tiles // -(-tiles // most))
+        return min(tiles, -(-even // 6) * 6)  # whole blocks of products (ROWS)
+
+
+class DirectKernel(NativeConvolution):
+    """A convolution of few channels by direct.c."""
+
+    def __init__(self, conv: nn.Conv2d | FusedConvolution, relu: bool, dtype: torch.dtype) -> None:
+        super().__init__(conv, relu, dtype)
+        weight = conv.weight.detach().float()
+        self.window, self.stride = tuple(weight.shape[2:]), int(conv.stride[0])
+        lines = weight.permute(2, 3, 1, 0).reshape(1, -1, self.out)
+        missing = -lines.shape[1] % 2  # bfloat16 comes by twos
+        lines = nn.functional.pad(lines, (0, 0, 0, missing))
+        self.depth = lines.shape[1]
+        self.packed, self.padded = packed(lines, self.kernels, dtype)
+
+    def sides(self, images: Tensor) -> tuple[int, int]:
+        """See `NativeConvolution`."""
+        around = zip(images.shape[1:3], self.padding, self.window, strict=True)
+        height, width = ((side + 2 * pad - window) // self.stride + 1 for side, pad, window in around)
+        return height, width
+
+    def convolved(self, images: Tensor, height: int, width: int, addend: Tensor | None, relu: bool) -> Tensor:
+        """See `NativeConvolution`."""
+        count, high, wide, channels = images.shape
+        result = images.new_empty(count, height, width, self.out)
+        windows = images.new_empty(WINDOWS * self.depth)
+        products = torch.empty(WINDOWS * self.padded)
+        call = _Direct(
+            *_addresses(images, self.packed, self.bias, result, windows, products),
+            *(count, high, wide, channels, self.out, self.padded, self.depth, *self.window, height, width),
+            *(*self.padding, self.stride, WINDOWS, relu and addend is None),
+        )
+        self.kernels.convolve_directly(ctypes.byref(call))
+        if addend is not None:
+            result.add_(addend)
+            return result.relu_() if relu else result
+        return result
+
+
+def _addresses(*tensors: Tensor | None) -> list[int | None]:
+    return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
+
+
+def packed(weights: Tensor, kernels: ctypes.CDLL, dtype: torch.dtype) -> tuple[Tensor, int]:
+    """Return weights (P, C, K) as product.h has them, in a dtype, and K filled up to whole panels."""
+    panel, together = int(kernels.panel()), int(kernels.together())
+    places, channels, out = weights.shape
+    padded = -(-out // panel) * panel
+    full = nn.functional.pad(weights, (0, padded - out))
+    panels = full.view(places, channels // together, together, padded // panel, panel)
+    return panels.permute(0, 3, 1, 4, 2).contiguous().to(dtype), padded
+
+
+def can_transform(conv: nn.Conv2d | FusedConvolution) -> bool:
+    """Return whether `WinogradKernel` takes a convolution."""
+    return winograd.can_transform(conv) and not any(size % STEP for size in conv.weight.shape[:2])
+
+
+def has_few_channels(conv: nn.Conv2d | FusedConvolution) -> bool:
+    """Return whether `DirectKernel` takes a convolution."""
+    out, channels = conv.weight.shape[:2]
+    known = type(conv) in (nn.Conv2d, FusedConvolution) and isinstance(conv.padding, tuple)
+    zeros = getattr(conv, "padding_mode", "zeros") == "zeros"
+    plain = conv.groups == 1 and len(set(conv.stride)) == 1 and set(conv.dilation) == {1}
+    return known and zeros and plain and channels < FEW and out % STEP == 0
+
+
+def native(conv: nn.Module, dtype: torch.dtype) -> NativeConvolution | None:
+    """Return a convolution as one of these, or None where it is not taken."""
+    if not isinstance(conv, nn.Conv2d | FusedConvolution):
+        return None
+    relu = isinstance(conv, FusedConvolution)
+    if can_transform(conv):
+        return WinogradKernel(conv, relu, dtype)
+    return DirectKernel(conv, relu, dtype) if has_few_channels(conv) else None
+
+
+def pool_with(body: fx.GraphModule) -> int:
+    """Let kernels return what a max pooling of 2 x 2 alone reads of them, in place; return how many.
+
+    A cut network's convolutions have been replaced before (`winograd.replace_convolutions`).
+    """
+    found = 0
+    calls = [str(node.target) for node in body.graph.nodes if node.op == "call_module"]
+    for node in [node for node in body.graph.nodes if node.op == "call_module"]:
+        source = node.args[0] if node.args else None
+        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
+            continue
+        kernel, pool = body.get_submodule(str(source.target)), body.get_submodule(str(node.target))
+        alone = calls.count(str(source.target)) == 1 and len(source.args) == 1
+        if isinstance(kernel, WinogradKernel) and alone and _is_pooling(pool):
+            kernel.pool = True
+            node.replace_all_uses_with(source)
+            body.graph.erase_node(node)
+            found += 1
+    body.delete_all_unused_submodules()
+    body.recompile()
+    return found
+
+
+def _is_pooling(pool: nn.Module) -> bool:
+    """Return whether a module takes the largest of each 2 x 2 pixels, and of what is left over none."""
+    if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices:
+        return False
+    places = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
+    return [_both(each) for each in places] == [(2, 2), (2, 2), (0, 0), (1, 1)]
+
+
+def _both(size: int | Sequence[int]) -> tuple[int, ...]:
+    return (size, size) if isinstance(size, int) else tuple(size)

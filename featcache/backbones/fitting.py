@@ -1,6 +1,7 @@
-"""Fit many images at once on the CPU: small images of one size are upscaled together, all others by Pillow.
+"""Fit many images at once on the CPU: small images of one size are upscaled together, all others one by one.
 
-Where torch's vectorised resize has been proved to give Pillow's bytes, it does it (`native`); else numpy.
+One by one by a kernel of our own once enough have come (`kernels.resizing`), before that by Pillow. Small
+ones by torch's vectorised resize where it has been proved to give Pillow's bytes (`native`), else by numpy.
 Pillow makes one pixel after the other. Where an image grows, several output rows are mixtures of the same
 source rows, so they are made by a few long operations of numpy instead, in the same integers. In these numpy
 lets go of the interpreter's lock and uses one core, so threads can fit side by side.
@@ -17,6 +18,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from featcache.backbones.kernels.resizing import Readiness, resize_by_kernel
 from featcache.backbones.native import Chooser, resize_natively
 from featcache.backbones.preprocess import check_image, fit, scaled_size
 from featcache.backbones.resize_plan import ResizePlan, Size, is_pillows, resize_plan
@@ -49,8 +51,12 @@ def fit_all(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> No
             for first in range(0, len(images), TOGETHER):
                 upscaling(np.stack(images[first : first + TOGETHER]), out[first : first + TOGETHER])
             return
+    by_kernel = _readiness.takes(preprocess, len(images))
     for image, place in zip(images, out, strict=True):
-        place[...] = fit(image, preprocess)
+        if by_kernel and place.flags.c_contiguous:
+            resize_by_kernel(image, preprocess, place)
+        else:
+            place[...] = fit(image, preprocess)
 
 
 def fit_what_can(images: Sequence[Pixels], preprocess: Preprocess, out: Pixels) -> list[tuple[int, str]]:
@@ -215,3 +221,4 @@ def _upscaling(source: Size, preprocess: Preprocess) -> Upscaling | None:
 
 _kept = _Kept()
 _chooser = Chooser()
+_readiness = Readiness()

@@ -48,19 +48,22 @@ class Taps:
         return self.weight.shape[1] == 1 and bool((self.weight == 1 << BITS).all())
 
 
-def _bilinear(x: float) -> float:
-    return max(1.0 - abs(x), 0.0)
+Values = NDArray[np.float64]
 
 
-def _bicubic(x: float) -> float:
-    x, a = abs(x), -0.5
-    if x < 1.0:
-        return ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
-    return (((x - 5.0) * x + 8.0) * x - 4.0) * a if x < 2.0 else 0.0
+def _bilinear(x: Values) -> Values:
+    return np.maximum(1.0 - np.abs(x), 0.0)
 
 
-def _box(x: float) -> float:
-    return 1.0 if -0.5 < x <= 0.5 else 0.0
+def _bicubic(x: Values) -> Values:
+    x, a = np.abs(x), -0.5
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1.0
+    far = (((x - 5.0) * x + 8.0) * x - 4.0) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _box(x: Values) -> Values:
+    return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
 
 
 def _hamming(x: float) -> float:
@@ -82,12 +85,17 @@ def _lanczos(x: float) -> float:
     return _sinc(x) * _sinc(x / 3) if -3.0 <= x < 3.0 else 0.0
 
 
-FILTERS: dict[str, tuple[Callable[[float], float], float]] = {
+def _one_by_one(function: Callable[[float], float]) -> Callable[[Values], Values]:
+    """Return a function of arrays with the C library's sine, as Pillow: numpy's may round otherwise."""
+    return np.vectorize(function, otypes=[np.float64])
+
+
+FILTERS: dict[str, tuple[Callable[[Values], Values], float]] = {
     "bilinear": (_bilinear, 1.0),
     "bicubic": (_bicubic, 2.0),
     "box": (_box, 0.5),
-    "hamming": (_hamming, 1.0),
-    "lanczos": (_lanczos, 3.0),
+    "hamming": (_one_by_one(_hamming), 1.0),
+    "lanczos": (_one_by_one(_lanczos), 3.0),
 }
 """Name → the filter's function and how far from its centre it is not zero, in source pixels."""
 
@@ -122,33 +130,29 @@ def _nearest(source: int, target: int) -> NDArray[np.int64]:
     return index
 
 
-def _filtered(source: int, target: int, function: Callable[[float], float], support: float) -> Taps:
+def _filtered(source: int, target: int, function: Callable[[Values], Values], support: float) -> Taps:
+    """All output pixels at once, each with the operations of Pillow's doubles in their order."""
     scale = source / target
     stretch = max(scale, 1.0)  # antialiasing: the filter is as wide as an output pixel
     reach = support * stretch
-    firsts, rows = [], []
-    for i in range(target):
-        centre = (i + 0.5) * scale
-        first, stop = max(int(centre - reach + 0.5), 0), min(int(centre + reach + 0.5), source)
-        values = [function((x + first - centre + 0.5) * (1.0 / stretch)) for x in range(stop - first)]
-        total = 0.0
-        for value in values:  # not sum(), which has rounded less since Python 3.12
-            total += value
-        firsts.append(first)
-        rows.append([_fixed(value / total if total != 0.0 else value) for value in values])
-    return _packed(firsts, rows, source)
+    centre = (np.arange(target) + 0.5) * scale
+    first = np.maximum((centre - reach + 0.5).astype(np.int64), 0)
+    count = np.minimum((centre + reach + 0.5).astype(np.int64), source) - first
+    place = np.arange(max(1, int(count.max())))
+    at = (place + first[:, None] - centre[:, None] + 0.5) * (1.0 / stretch)
+    values = np.where(place < count[:, None], function(at), 0.0)
+    total = np.zeros((target, 1))
+    for column in values.T:  # one after the other, as Pillow does: numpy would sum in pairs
+        total[:, 0] += column
+    return _packed(first, _fixed(values / np.where(total == 0.0, 1.0, total)), source)
 
 
-def _fixed(value: float) -> int:
-    """Return a weight in units of 2**-22, rounded half away from zero."""
-    return int(value * (1 << BITS) + (0.5 if value >= 0 else -0.5))
+def _fixed(values: Values) -> NDArray[np.int32]:
+    """Return weights in units of 2**-22, rounded half away from zero."""
+    return np.trunc(values * (1 << BITS) + np.where(values >= 0, 0.5, -0.5)).astype(np.int32)
 
 
-def _packed(firsts: list[int], rows: list[list[int]], source: int) -> Taps:
-    width = max(map(len, rows))
-    weight = np.zeros((len(rows), width), dtype=np.int32)
-    for row, values in zip(weight, rows, strict=True):
-        row[: len(values)] = values
+def _packed(first: NDArray[np.int64], weight: NDArray[np.int32], source: int) -> Taps:
     used = max(1, int(np.flatnonzero(weight.any(axis=0)).max(initial=0)) + 1)
-    index = np.minimum(np.array(firsts, dtype=np.int64)[:, None] + np.arange(used), source - 1)
+    index = np.minimum(first[:, None] + np.arange(used), source - 1)
     return Taps(index, weight[:, :used])

@@ -146,7 +146,7 @@ class WinogradKernel(NativeConvolution):
     def _block(self, tiles: int) -> int:
         """Return how many tiles go together: the more, the less often large weights are read."""
         bytes_each = PLACES * (self.channels * self.packed.element_size() + self.padded * 4)
-        most = max(1, max(BLOCK, min(2 * self.packed.nbytes, MOST)) // bytes_each)
+        most = max(1, max(BLOCK, min(self.packed.nbytes, MOST)) // bytes_each)
         even = -(-tiles // -(-tiles // most))
         return min(tiles, -(-even // 6) * 6)  # whole blocks of products (ROWS)
 

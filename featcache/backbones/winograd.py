@@ -73,14 +73,19 @@ class WinogradConvolution(nn.Module):
         return maps.relu_() if self.relu else maps
 
 
-def can_transform(conv: nn.Conv2d | FusedConvolution) -> bool:
-    """Return whether a convolution is one that this algorithm computes, and faster than the plain sum."""
+def can_transform(
+    conv: nn.Conv2d | FusedConvolution, least_in: int = LEAST_CHANNELS, least_out: int = LEAST_CHANNELS
+) -> bool:
+    """Return whether a convolution is one that this algorithm computes, and has so many channels at least.
+
+    With fewer than the usual ones the plain sum is as fast.
+    """
     out, channels, *window = conv.weight.shape
     dense = tuple(conv.stride) == (1, 1) and tuple(conv.dilation) == (1, 1) and conv.groups == 1
     frame = isinstance(conv.padding, tuple) and max(conv.padding) <= 1
     zeros = getattr(conv, "padding_mode", "zeros") == "zeros"
     known = type(conv) in (nn.Conv2d, FusedConvolution)
-    size = min(out, channels) >= LEAST_CHANNELS and out * channels <= MOST_PAIRS
+    size = channels >= least_in and out >= least_out and out * channels <= MOST_PAIRS
     return known and window == [3, 3] and dense and frame and zeros and size
 
 

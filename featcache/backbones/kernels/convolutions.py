@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from featcache.backbones import winograd
 from featcache.backbones.fused import FusedConvolution, added
 from featcache.backbones.kernels.library import library
 
-SOURCES = ("winograd.c", "direct.c", "facts.c")
+SOURCES = ("winograd.c", "direct.c", "pool.c", "facts.c")
 STEP = 16  # channels come by so many: the widest vector
-FEW = 16  # channels in, below which a convolution's windows are laid out
-WINDOWS = 96  # of them at a time
+LEAST_OUT = 32  # channels: with 16 of 64 columns of a product in use oneDNN's plain sum was faster
+FEW = 16  # channels in, of fewer the lines of a window are one sum
 PLACES = winograd.IN**2
 GAP = 80  # as in winograd.c
 BLOCK = 1 << 20  # bytes of the tiles of a block and their products: what a core's own cache holds
@@ -35,10 +34,10 @@ _NUMBERS = (
     "relu",
     "pool",
 )
-_DIRECT_POINTERS = ("maps", "packed", "bias", "result", "windows", "products")
+_DIRECT_POINTERS = ("maps", "packed", "bias", "result", "framed", "products")
 _DIRECT_NUMBERS = (
-    "images", "height", "width", "channels", "out", "padded", "depth", "high", "wide", "down", "across",
-    "above", "left", "stride", "block", "relu",
+    "images", "height", "width", "channels", "out", "padded", "high", "wide", "each", "down", "across",
+    "above", "left", "stride", "relu",
 )  # fmt: skip
 
 
@@ -158,11 +157,10 @@ class DirectKernel(NativeConvolution):
         super().__init__(conv, relu, dtype)
         weight = conv.weight.detach().float()
         self.window, self.stride = tuple(weight.shape[2:]), int(conv.stride[0])
-        lines = weight.permute(2, 3, 1, 0).reshape(1, -1, self.out)
-        missing = -lines.shape[1] % 2  # bfloat16 comes by twos
-        lines = nn.functional.pad(lines, (0, 0, 0, missing))
-        self.depth = lines.shape[1]
-        self.packed, self.padded = packed(lines, self.kernels, dtype)
+        lines = weight.permute(2, 3, 1, 0).flatten(1, 2)  # (lines, values of a line, K)
+        lines = nn.functional.pad(lines, (0, 0, 0, -lines.shape[1] % int(self.kernels.together())))
+        self.each = lines.shape[1]
+        self.packed, self.padded = packed(lines.flatten(0, 1)[None], self.kernels, dtype)
 
     def sides(self, images: Tensor) -> tuple[int, int]:
         """See `NativeConvolution`."""
@@ -174,12 +172,13 @@ class DirectKernel(NativeConvolution):
         """See `NativeConvolution`."""
         count, high, wide, channels = images.shape
         result = images.new_empty(count, height, width, self.out)
-        windows = images.new_empty(WINDOWS * self.depth)
-        products = torch.empty(WINDOWS * self.padded)
+        above, left = self.padding
+        framed = images.new_empty((high + 2 * above) * (wide + 2 * left) * channels + 1)
+        products = torch.empty(width * self.padded)
         call = _Direct(
-            *_addresses(images, self.packed, self.bias, result, windows, products),
-            *(count, high, wide, channels, self.out, self.padded, self.depth, *self.window, height, width),
-            *(*self.padding, self.stride, WINDOWS, relu and addend is None),
+            *_addresses(images, self.packed, self.bias, result, framed, products),
+            *(count, high, wide, channels, self.out, self.padded, *self.window, self.each),
+            *(height, width, above, left, self.stride, relu and addend is None),
         )
         self.kernels.convolve_directly(ctypes.byref(call))
         if addend is not None:
@@ -204,7 +203,9 @@ def packed(weights: Tensor, kernels: ctypes.CDLL, dtype: torch.dtype) -> tuple[T
 
 def can_transform(conv: nn.Conv2d | FusedConvolution) -> bool:
     """Return whether `WinogradKernel` takes a convolution."""
-    return winograd.can_transform(conv) and not any(size % STEP for size in conv.weight.shape[:2])
+    return winograd.can_transform(conv, STEP, LEAST_OUT) and not any(
+        size % STEP for size in conv.weight.shape[:2]
+    )
 
 
 def has_few_channels(conv: nn.Conv2d | FusedConvolution) -> bool:
@@ -224,38 +225,3 @@ def native(conv: nn.Module, dtype: torch.dtype) -> NativeConvolution | None:
     if can_transform(conv):
         return WinogradKernel(conv, relu, dtype)
     return DirectKernel(conv, relu, dtype) if has_few_channels(conv) else None
-
-
-def pool_with(body: fx.GraphModule) -> int:
-    """Let kernels return what a max pooling of 2 x 2 alone reads of them, in place; return how many.
-
-    A cut network's convolutions have been replaced before (`winograd.replace_convolutions`).
-    """
-    found = 0
-    calls = [str(node.target) for node in body.graph.nodes if node.op == "call_module"]
-    for node in [node for node in body.graph.nodes if node.op == "call_module"]:
-        source = node.args[0] if node.args else None
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
-            continue
-        kernel, pool = body.get_submodule(str(source.target)), body.get_submodule(str(node.target))
-        alone = calls.count(str(source.target)) == 1 and len(source.args) == 1
-        if isinstance(kernel, WinogradKernel) and alone and _is_pooling(pool):
-            kernel.pool = True
-            node.replace_all_uses_with(source)
-            body.graph.erase_node(node)
-            found += 1
-    body.delete_all_unused_submodules()
-    body.recompile()
-    return found
-
-
-def _is_pooling(pool: nn.Module) -> bool:
-    """Return whether a module takes the largest of each 2 x 2 pixels, and of what is left over none."""
-    if type(pool) is not nn.MaxPool2d or pool.ceil_mode or pool.return_indices:
-        return False
-    places = (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
-    return [_both(each) for each in places] == [(2, 2), (2, 2), (0, 0), (1, 1)]
-
-
-def _both(size: int | Sequence[int]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)

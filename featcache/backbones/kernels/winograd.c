@@ -110,8 +110,8 @@ void convolve(const struct call *call) {
             forth(at, call->channels, call->tiles + t * call->channels, stride);
         }
         for (long p = 0; p < PLACES; p++)
-            product(call->tiles + p * stride, count, call->channels, call->packed + p * call->channels * call->padded,
-                    call->products + p * after, call->padded);
+            product(call->tiles + p * stride, count, call->channels, (struct depth){1, call->channels, 0},
+                    call->packed + p * call->channels * call->padded, call->products + p * after, call->padded);
         for (long t = 0; t < count; t++) {
             long image = (first + t) / (down * across), place = (first + t) % (down * across);
             long y = place / across, x = place % across;

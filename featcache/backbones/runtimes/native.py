@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from featcache.backbones import fused, graph
 from featcache.backbones.devices import cpu_capabilities
-from featcache.backbones.kernels import convolutions
+from featcache.backbones.kernels import convolutions, pooling
 from featcache.backbones.kernels.library import compiler, supported
 from featcache.backbones.runtimes.base import Body, Work, in_chunks
 from featcache.backbones.winograd import replace_convolutions
@@ -48,7 +48,7 @@ class NativeBody(Body):
         module = work.exact()
         fused.fuse(module)
         replace_convolutions(module, lambda conv: convolutions.native(conv, self.dtype))
-        convolutions.pool_with(module)
+        pooling.replace_pooling(module, self.dtype)
         graph.cast(module, self.dtype)
         self.module = module.to(memory_format=torch.channels_last)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import featcache
+from featcache.backbones.kernels import library
 from featcache.backbones.runtimes import choose as choosing
 from featcache.backbones.runtimes import openvino
 from featcache.backbones.runtimes.catalogue import RUNTIMES
@@ -30,7 +31,9 @@ SIZE = 64
 here = pytest.mark.skipif(
     openvino.importlib.util.find_spec("openvino") is None, reason="openvino is not installed"
 )
-OTHERS = pytest.mark.parametrize("name", ["winograd", pytest.param("openvino", marks=here)])
+compiles = pytest.mark.skipif(not library.compiler(), reason="no C compiler")
+NATIVE, OPENVINO = pytest.param("native", marks=compiles), pytest.param("openvino", marks=here)
+OTHERS = pytest.mark.parametrize("name", ["winograd", NATIVE, OPENVINO])
 
 
 @pytest.fixture(scope="module")
@@ -218,15 +221,16 @@ def test_bf16_is_not_offered_without_hardware_or_gain(
     assert not any("would be" in note for note in notes)
 
 
-def test_winograd_gives_the_same_bytes_with_one_thread_and_two(
-    request_: Request, settings: Settings, tmp_path: Path
+@pytest.mark.parametrize("name", ["winograd", NATIVE])
+def test_the_same_bytes_with_one_thread_and_two(
+    request_: Request, settings: Settings, tmp_path: Path, name: str
 ) -> None:
     wide = replace(request_, backbone="resnet18", store_dtype="float32")
     made, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            own = replace(settings, runtime="winograd", features_dir=tmp_path / str(threads))
+            own = replace(settings, runtime=name, features_dir=tmp_path / str(threads))
             made.append(extract(wide, own).path)
     finally:
         torch.set_num_threads(before)

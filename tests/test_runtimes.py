@@ -298,6 +298,18 @@ def test_a_new_runtime_is_tried_beside_those_that_are_known(only: Callable[..., 
     assert chosen.body.name == "winograd" and set(chosen.speeds) == {"winograd"}
 
 
+def test_what_stands_in_for_a_runtime_is_not_tried_beside_it(only: Callable[..., None]) -> None:
+    spare = type("Spare", (EagerBody,), {"name": "winograd", "stands_in_for": "native"})
+    fast = type("Fast", (EagerBody,), {"name": "native"})
+    of, sample = kit.work("squeezenet1_1"), kit.images(2)
+    assert RUNTIMES["winograd"].stands_in_for == "native"
+    only(native=fast, winograd=spare)
+    chosen = choose(of, 10_000, sample, {}, speeds(torch=100, native=200))
+    assert chosen.body.name == "native" and set(chosen.speeds) == {"torch", "native"}
+    slow = choose(of, 10_000, sample, {}, speeds(torch=100, native=90, winograd=150))
+    assert slow.body.name == "winograd", "where that one is no gain"
+
+
 def test_a_call_of_winograds_has_one_thread_and_is_filled() -> None:
     """How many threads share a product decides its last bits."""
     of = kit.work("resnet18")

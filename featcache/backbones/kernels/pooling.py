@@ -32,7 +32,7 @@ class PoolingKernel(nn.Module):
             return pooled
         maps = x.permute(0, 2, 3, 1).contiguous()
         count, high, wide, channels = maps.shape
-        down, across = ((side + 2 * self.padding - self.window) // self.stride + 1 for side in (high, wide))
+        down, across = self._side(high), self._side(wide)
         result = maps.new_empty(count, down, across, channels)
         sizes = (count, high, wide, channels, self.window, self.stride, self.padding)
         self.kernels.pool(
@@ -40,6 +40,14 @@ class PoolingKernel(nn.Module):
             ctypes.c_void_p(result.data_ptr()), ctypes.c_long(down), ctypes.c_long(across),
         )  # fmt: skip
         return result.permute(0, 3, 1, 2)
+
+    def _side(self, side: int) -> int:
+        """Return how many windows there are along a side: whole ones, or with `ceil_mode` all begun."""
+        rest = side + 2 * self.padding - self.window
+        if not self.plain.ceil_mode:
+            return rest // self.stride + 1
+        count = -(-rest // self.stride) + 1
+        return count - ((count - 1) * self.stride >= side + self.padding)  # none begins in the padding
 
 
 def replace_pooling(body: fx.GraphModule, dtype: torch.dtype) -> int:
@@ -82,13 +90,13 @@ def can_pool(pool: nn.MaxPool2d) -> bool:
     """Return whether a max pooling is one of pool.c: alike down and across, without gaps."""
     places = [_places(each) for each in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)]
     square = all(down == across for down, across in places) and places[-1] == (1, 1)
-    return type(pool) is nn.MaxPool2d and square and not pool.ceil_mode and not pool.return_indices
+    return type(pool) is nn.MaxPool2d and square and not pool.return_indices
 
 
 def _quarters(pool: nn.MaxPool2d) -> bool:
     """Return whether a max pooling takes the largest of each 2 x 2 pixels, and of what is left over none."""
     places = [_places(each) for each in (pool.kernel_size, pool.stride, pool.padding)]
-    return places == [(2, 2), (2, 2), (0, 0)]
+    return places == [(2, 2), (2, 2), (0, 0)] and not pool.ceil_mode
 
 
 def _places(size: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -17,7 +17,7 @@ from featcache.backbones.taps import Taps
 from featcache.errors import BackboneError
 from featcache.recipe import Preprocess
 
-WORTH = 500  # images, for which compiling and proving cost less than they save
+WORTH = 400  # images, for which compiling and proving cost what they save
 LINES = 16  # as in resize.c
 TRIED = ((32, 32), (61, 47), (333, 500), (500, 333), (120, 40), (40, 400), (9, 7), (224, 224), (700, 300))
 

@@ -148,6 +148,32 @@ def test_nothing_is_computed_after_its_input_has_changed(how: str) -> None:
     torch.testing.assert_close(body(x), wanted)
 
 
+class _Added(nn.Module):
+    """A convolution added in place to a map that is read once more."""
+
+    def __init__(self, swapped: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.swapped = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), swapped
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, y = x * 2, self.a(x)
+        if self.swapped:
+            y += h  # y alone changes
+        else:
+            h += y
+        z = torch.relu(y if self.swapped else h)
+        return z + self.b(h)
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_a_sum_in_place_changes_is_seen_by_others(swapped: bool) -> None:
+    net = _Added(swapped).requires_grad_(False)
+    body = torch.fx.symbolic_trace(net)
+    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(0))
+    assert fused.fuse(body) == swapped
+    torch.testing.assert_close(body(x), net(x))
+
+
 def test_an_addend_may_be_larger_than_the_map() -> None:
     conv = nn.Conv2d(4, 4, 1).requires_grad_(False)
     x, addend = torch.randn(2, 4, 1, 1), torch.randn(2, 4, 5, 5)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import os
 import platform
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +21,13 @@ from torch.nn import functional
 from featcache.backbones import fused, graph
 from featcache.backbones.fused import FusedConvolution
 from featcache.backbones.kernels import convolutions, library, pooling
-from featcache.backbones.kernels.convolutions import DirectKernel, NativeConvolution, WinogradKernel, native
+from featcache.backbones.kernels.convolutions import (
+    DirectKernel,
+    NativeConvolution,
+    PointwiseKernel,
+    WinogradKernel,
+    native,
+)
 from featcache.backbones.kernels.pooling import PoolingKernel, can_pool, replace_pooling
 from featcache.backbones.runtimes.catalogue import RUNTIMES
 from featcache.backbones.runtimes.check import disagreement
@@ -141,6 +150,35 @@ def test_it_rounds_about_as_torch_does(channels: int, out: int, size: int, dtype
     assert ours < (4 if dtype == torch.float32 else 8) * torchs < 0.02 * wanted.std()
 
 
+@settings(deadline=None)  # compiles at first
+@given(
+    count=st.integers(1, 3),
+    sides=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    stride=st.integers(1, 3),
+    channels=st.sampled_from([16, 48]),
+    out=st.sampled_from([32, 64, 80, 144]),
+    extras=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    dtype=st.sampled_from(dtypes()),
+)
+def test_pixels_alone(
+    count: int, sides: tuple[int, int], stride: int, channels: int, out: int,
+    extras: tuple[bool, bool, bool], dtype: torch.dtype,
+) -> None:  # fmt: skip
+    bias, relu, adds = extras
+    torch.manual_seed(out)
+    conv = rounded(nn.Conv2d(channels, out, 1, stride, bias=bias).requires_grad_(False), dtype)
+    x = maps(count, channels, *sides).to(dtype)
+    plain = exact(conv, x)
+    addend = maps(*plain.shape, seed=1).to(dtype) if adds else None
+    wanted = plain if addend is None else plain + addend.double()
+    kernel = native(conv, dtype)
+    assert isinstance(kernel, PointwiseKernel)
+    kernel.relu = relu
+    got = kernel(x, addend)
+    close(got, wanted.relu() if relu else wanted, dtype, plain.std())
+    assert torch.equal(kernel(x[:1], None if addend is None else addend[:1]), got[:1])
+
+
 @DTYPES
 @pytest.mark.parametrize("channels", [64, 3])
 def test_an_image_has_the_same_bits_in_every_batch(channels: int, dtype: torch.dtype) -> None:
@@ -171,21 +209,41 @@ def test_what_is_not_finite_stays_so(channels: int, value: float, dtype: torch.d
     ).all()
 
 
-def test_an_addend_of_another_shape_is_spread() -> None:
-    for channels in (32, 3):
-        conv, x = convolution(channels, 64), maps(2, channels, 9, 9)
-        kernel = native(FusedConvolution(conv), torch.float32)
-        addend = torch.randn(2, 64, 1, 1, generator=torch.Generator().manual_seed(0))
+@DTYPES
+@pytest.mark.parametrize("channels", [32, 3])
+def test_addends_of_another_shape_or_dtype(channels: int, dtype: torch.dtype) -> None:
+    """As torch adds them: spread, and to the wider dtype."""
+    conv, x = rounded(convolution(channels, 64), dtype), maps(2, channels, 9, 9).to(dtype)
+    kernel = native(FusedConvolution(conv), dtype)
+    assert kernel is not None
+    for shape, of in (((2, 64, 1, 1), dtype), ((2, 64, 9, 9), torch.float64), ((64, 1, 1), torch.float32)):
+        addend = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(of)
+        got = kernel(x, addend)
+        assert got.dtype == torch.promote_types(dtype, of)
+        close(got.to(dtype), (exact(conv, x) + addend.double()).relu(), dtype)
+
+
+@DTYPES
+def test_maps_of_another_dtype_are_refused(dtype: torch.dtype) -> None:
+    """Their memory would be read as what it is not."""
+    for conv in (convolution(32, 64), convolution(3, 64), nn.Conv2d(32, 64, 1)):
+        kernel = native(conv, dtype)
         assert kernel is not None
-        close(kernel(x, addend), (exact(conv, x) + addend).relu(), torch.float32)
+        x = maps(1, conv.in_channels, 8, 8)
+        for other in (x.double(), x.half(), x.to("meta", dtype)):
+            with pytest.raises(TypeError, match=f"maps must be {dtype} on the CPU, not"):
+                kernel(other)
+        assert kernel(input=x.to(dtype)).shape == (1, 64, 8, 8)
 
 
 def test_which_convolutions_are_taken() -> None:
     assert isinstance(native(convolution(16, 32), torch.float32), WinogradKernel)
     assert isinstance(native(nn.Conv2d(3, 16, 7, 2, 3), torch.float32), DirectKernel)
+    assert isinstance(native(nn.Conv2d(16, 32, 1, 2), torch.float32), PointwiseKernel)
     for conv in (
         convolution(16, 16), convolution(24, 32), convolution(16, 40), nn.Conv2d(32, 64, 3, stride=2),
-        nn.Conv2d(16, 64, 1), nn.Conv2d(3, 24, 3), nn.Conv2d(3, 64, 3, stride=(1, 2)),
+        nn.Conv2d(16, 16, 1), nn.Conv2d(24, 64, 1),
+        nn.Conv2d(16, 64, 1, padding=1), nn.Conv2d(3, 24, 3), nn.Conv2d(3, 64, 3, stride=(1, 2)),
         nn.Conv2d(3, 64, 3, dilation=2), nn.Conv2d(3, 48, 3, groups=3), nn.Conv2d(3, 64, 3, padding="same"),
         nn.Conv2d(3, 64, 3, padding=1, padding_mode="reflect"), nn.Linear(3, 64),
     ):  # fmt: skip
@@ -244,7 +302,7 @@ class _Pooled(nn.Module):
         self.pool, self.other = nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.pool(torch.relu(self.a(x)))  # that one
+        x = self.pool(self.pool(torch.relu(self.a(x))))  # the first of them
         seen = torch.relu(self.b(x))
         x = self.pool(seen) + seen.mean()  # read by the mean, too
         x = self.pool(self.c(x)) + self.c(x).mean()  # called twice
@@ -256,10 +314,10 @@ def test_which_poolings_a_convolution_does() -> None:
     body, wanted = fx.symbolic_trace(net), copy.deepcopy(net).double()(x.double())
     fused.fuse(body)
     assert replace_convolutions(body, lambda conv: native(conv, torch.float32)) == 4
-    assert replace_pooling(body, torch.float32) == 4
+    assert replace_pooling(body, torch.float32) == 5
     kernels = [module for module in body.modules() if isinstance(module, WinogradKernel)]
     assert sum(kernel.pool for kernel in kernels) == 1
-    assert sum(isinstance(module, PoolingKernel) for module in body.modules()) == 3
+    assert sum(isinstance(module, PoolingKernel) for module in body.modules()) == 4
     close(body(x), wanted, torch.float32)
 
 
@@ -268,8 +326,8 @@ def test_which_poolings_a_convolution_does() -> None:
     ("backbone", "layers", "convolutions_", "pools"),
     [
         ("vgg11", ("features.1", "features.2", "features.7", "features.9"), 4, 2),
-        ("resnet18", ("maxpool", "layer1", "layer4"), 14, 1),
-        ("squeezenet1_1", ("features.2", "features.6.cat", "features.12.cat"), 9, 3),
+        ("resnet18", ("maxpool", "layer1", "layer4"), 17, 1),
+        ("squeezenet1_1", ("features.2", "features.6.cat", "features.12.cat"), 23, 3),
     ],
 )
 def test_a_network_keeps_its_features(
@@ -295,9 +353,9 @@ def test_a_network_keeps_its_features(
 @pytest.fixture
 def afresh() -> Iterator[None]:
     """Compile anew, and forget what is compiled."""
-    library._library.cache_clear()
+    library._loaded.clear()
     yield
-    library._library.cache_clear()
+    library._loaded.clear()
 
 
 @X86
@@ -306,7 +364,7 @@ def test_processors_with_narrower_vectors(
     processor: str, afresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widest = int(convolutions.kernels(torch.float32).panel())
-    library._library.cache_clear()
+    library._loaded.clear()
     flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in library.FLAGS]
     monkeypatch.setattr(library, "FLAGS", tuple(flags))
     assert int(convolutions.kernels(torch.float32).panel()) <= widest
@@ -320,6 +378,40 @@ def test_processors_with_narrower_vectors(
     assert torch.equal(PoolingKernel(nn.MaxPool2d(3, 2), torch.float32)(x), functional.max_pool2d(x, 3, 2))
     with pytest.raises(BackboneError, match="no instructions for bfloat16"):
         convolutions.kernels(torch.bfloat16)
+
+
+def test_a_folder_that_cannot_be_written(
+    afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        convolutions.kernels(torch.float32)
+
+
+def test_a_compiler_of_another_language_is_told_what_it_reads(
+    afresh: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And that arithmetic is exact, whatever $CC asks for: -ffast-math would change the whole process."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++")
+    monkeypatch.setenv("CC", "g++ -ffast-math")
+    assert convolutions.kernels(torch.float32).panel() > 0
+    assert float(torch.tensor(1e-40) * 1.0) > 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_who_is_forked_while_another_thread_compiles_does_not_wait() -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from featcache.backbones.kernels import library\n"
+        "library._locks[0].acquire()\n"
+        "if os.fork() == 0:\n"
+        "    signal.alarm(20)\n"
+        "    library.library(('resize.c',))\n"
+        "    os._exit(7)\n"
+        "sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
 
 
 def test_a_library_is_compiled_once(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -337,11 +429,13 @@ def compiler_that(folder: Path, does: str) -> str:
 
 BROKEN: list[tuple[Callable[[Path], str], str]] = [
     (lambda folder: "no-such-compiler", "no C compiler"),
+    (lambda folder: "'gcc", "no C compiler"),
     (
         lambda folder: compiler_that(folder, "echo 'winograd.c:1:2: error: odd' >&2; exit 1"),
         r"compile .*: odd\.$",
     ),
-    (lambda folder: compiler_that(folder, "exit 3"), r"does not compile winograd\.c, .*: \?\.$"),
+    (lambda folder: compiler_that(folder, "exit 3"), r"does not compile winograd\.c, .*: it ends with 3\.$"),
+    (lambda folder: compiler_that(folder, "printf 'error: \\377' >&2; exit 1"), "compile .*: \ufffd"),
     (lambda folder: compiler_that(folder, 'for last; do :; done; echo no > "$last"'), "cannot be loaded"),
 ]
 

@@ -51,7 +51,7 @@ def by_kernel(image: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.ui
     mode=st.sampled_from(["auto", "weights", "squash"]),
     resize=st.integers(20, 50),
     crop=st.integers(17, 45),
-    interpolation=st.sampled_from(["nearest", "bilinear", "bicubic", "box", "lanczos"]),
+    interpolation=st.sampled_from(["nearest", *FILTERS]),
     seed=st.integers(0, 9),
 )
 def test_every_byte_is_pillows(
@@ -69,6 +69,13 @@ def test_every_byte_is_pillows(
 def test_photos_sizes(size: tuple[int, int], interpolation: str) -> None:
     how = Preprocess("auto", 256, 224, interpolation, MEAN, STD)
     image = noise(*size)
+    np.testing.assert_array_equal(by_kernel(image, how), fit(image, how))
+
+
+@needs_compiler
+def test_hammings_constants_have_single_precision() -> None:
+    """With more of it four bytes of this one differ."""
+    how, image = step("squash", 224, 224, "hamming"), noise(672, 171, 7)
     np.testing.assert_array_equal(by_kernel(image, how), fit(image, how))
 
 
@@ -153,13 +160,25 @@ def test_it_is_not_used_without_a_compiler_or_where_bytes_differ(monkeypatch: py
         is_exact.cache_clear()
         monkeypatch.undo()
 
-        def broken(*arguments: object) -> None:
-            raise BackboneError("cc does not compile resize.c: odd.")
+        for error in (BackboneError("cc does not compile resize.c: odd."), AttributeError("no such symbol")):
 
-        monkeypatch.setattr(resizing, "resize_by_kernel", broken)
-        assert not is_exact(step())
+            def broken(*arguments: object, error: Exception = error) -> None:
+                raise error
+
+            monkeypatch.setattr(resizing, "resize_by_kernel", broken)
+            assert not is_exact(step())
+            is_exact.cache_clear()
     finally:
         is_exact.cache_clear()
+
+
+@needs_compiler
+def test_images_too_elongated_for_a_large_recipe_are_no_counterproof(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resizing, "TRIED", ((60, 50), (40, 400)))
+    large = Preprocess("weights", 3000, 2800, "bilinear", MEAN, STD)
+    with pytest.raises(BadImageError):
+        fit(noise(40, 400), large)
+    assert is_exact(large)
 
 
 @needs_compiler
@@ -203,6 +222,7 @@ def test_weights_are_those_of_one_at_a_time(source: int, target: int, interpolat
         return
     found = taps(source, target, interpolation)
     for row, (first, weights) in enumerate(pillows_weights(source, target, interpolation)):
-        used = [int(weight) for weight in found.weight[row]]
-        assert used == (weights + [0] * len(used))[: len(used)] and not any(weights[len(used) :])
-        assert found.index[row, 0] == first
+        wanted, dense = np.zeros(source, np.int64), np.zeros(source, np.int64)
+        wanted[first : first + len(weights)] = weights
+        dense[found.index[row]] = found.weight[row]
+        assert np.array_equal(wanted, dense)

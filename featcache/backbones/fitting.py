@@ -189,7 +189,7 @@ class Upscaling:
 
 def _runs(taps: Taps) -> list[_Run]:
     """Cut the output rows where their first source row changes."""
-    firsts = taps.index[:, 0]
+    firsts = taps.first
     borders = [0, *(np.flatnonzero(np.diff(firsts)) + 1).tolist(), len(firsts)]
     return [_run(taps, slice(a, b)) for a, b in pairwise(borders)]
 
@@ -198,7 +198,7 @@ def _run(taps: Taps, rows: slice) -> _Run:
     weights = taps.weight[rows]
     used = int(np.flatnonzero(weights.any(axis=0)).max(initial=0)) + 1
     columns = tuple(np.ascontiguousarray(weights[:, k, None]) for k in range(used))
-    return _Run(rows, int(taps.index[rows.start, 0]), columns)
+    return _Run(rows, int(taps.first[rows.start]), columns)
 
 
 class _Kept(threading.local):

@@ -172,13 +172,20 @@ def _fuse_sum(body: fx.GraphModule, total: fx.Node, relu: fx.Node, names: Any) -
     if len(terms) != 2 or terms[0] is terms[1] or not convolutions:
         return 0
     conv = max(convolutions, key=lambda node: order[node])  # the shortcut's own convolution comes first
-    if _changed_between(body, conv, relu):
-        return 0
     other = terms[0] if conv is terms[1] else terms[1]
+    if _changed_between(body, conv, relu) or (_changes(body, total) and not _is_own(body, terms[0])):
+        return 0
     _put(body, conv, relu, (other,), names)
     body.graph.erase_node(total)
     body.graph.erase_node(conv)
     return 1
+
+
+def _is_own(body: fx.GraphModule, term: fx.Node) -> bool:
+    """Return whether a map is a layer's own, and read but once: nobody sees it change."""
+    if term.op != "call_module" or len(term.users) != 1:
+        return False
+    return isinstance(body.get_submodule(str(term.target)), nn.Conv2d | nn.BatchNorm2d | FusedConvolution)
 
 
 def _put(

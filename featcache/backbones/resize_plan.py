@@ -36,7 +36,7 @@ class ResizePlan:
     @property
     def filled(self) -> Size:
         """Height and width of the part of the crop that is not padding."""
-        return len(self.down.index), len(self.across.index)
+        return len(self.down.first), len(self.across.first)
 
     @property
     def fills(self) -> bool:
@@ -44,7 +44,7 @@ class ResizePlan:
         return self.filled == (self.crop, self.crop)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def resize_plan(source: Size, preprocess: Preprocess) -> ResizePlan:
     """Return the passes that fit images of one size, equal to `preprocess.fit`.
 
@@ -64,7 +64,7 @@ def resize_plan(source: Size, preprocess: Preprocess) -> ResizePlan:
 
 def _centre(whole: Taps, crop: int) -> tuple[Taps, int]:
     """Return the taps of the central `crop` pixels, and how much black comes before them."""
-    size = len(whole.index)
+    size = len(whole.first)
     if size < crop:
         return whole, (crop - size) // 2
     return whole.part(round((size - crop) / 2.0), crop), 0  # half to even, as torchvision

@@ -25,17 +25,22 @@ HALF = 1 << (BITS - 1)
 
 @dataclass(frozen=True)
 class Taps:
-    """For each of n output pixels along one axis, K source pixels and their weights.
+    """For each of n output pixels along one axis, K neighbouring source pixels and their weights.
 
-    Pixels of weight 0 fill up where fewer count; their index is one that exists.
+    All of them exist: pixels of weight 0 fill up where fewer count, at the image's end those before.
     """
 
-    index: NDArray[np.int64]  # (n, K)
-    weight: NDArray[np.int32]  # (n, K), in units of 2**-22
+    first: NDArray[np.int32]  # (n,), contiguous
+    weight: NDArray[np.int32]  # (n, K), contiguous, in units of 2**-22
+
+    @property
+    def index(self) -> NDArray[np.int64]:
+        """The source pixels, (n, K)."""
+        return self.first[:, None] + np.arange(self.count)
 
     def part(self, first: int, count: int) -> Taps:
-        """Return the taps of `count` output pixels from the `first` on."""
-        return Taps(self.index[first : first + count], self.weight[first : first + count])
+        """Return the taps of `count` output pixels from the `first` on, in the same memory."""
+        return Taps(self.first[first : first + count], self.weight[first : first + count])
 
     @property
     def count(self) -> int:
@@ -66,12 +71,15 @@ def _box(x: Values) -> Values:
     return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
 
 
+_SHARE, _REST = float(np.float32(0.54)), float(np.float32(0.46))  # single precision in Pillow
+
+
 def _hamming(x: float) -> float:
     x = abs(x)
     if x == 0.0:
         return 1.0
     x *= math.pi
-    return math.sin(x) / x * (0.54 + 0.46 * math.cos(x)) if x < math.pi else 0.0
+    return math.sin(x) / x * (_SHARE + _REST * math.cos(x)) if x < math.pi else 0.0
 
 
 def _sinc(x: float) -> float:
@@ -110,20 +118,20 @@ def taps(source: int, target: int, interpolation: str) -> Taps:
     if interpolation != "nearest" and interpolation not in FILTERS:
         raise unknown("interpolation", interpolation, ("nearest", *FILTERS), BackboneError)
     if source == target:  # Pillow leaves out the pass
-        return _copying(np.arange(source, dtype=np.int64))
+        return _copying(np.arange(source, dtype=np.int32))
     if interpolation == "nearest":
         return _copying(_nearest(source, target))
     return _filtered(source, target, *FILTERS[interpolation])
 
 
-def _copying(index: NDArray[np.int64]) -> Taps:
-    return Taps(index[:, None], np.full((len(index), 1), 1 << BITS, dtype=np.int32))
+def _copying(index: NDArray[np.int32]) -> Taps:
+    return Taps(index, np.full((len(index), 1), 1 << BITS, dtype=np.int32))
 
 
-def _nearest(source: int, target: int) -> NDArray[np.int64]:
+def _nearest(source: int, target: int) -> NDArray[np.int32]:
     """The position is summed up step by step, as Pillow's affine scaling does, with its rounding."""
     step = source / target
-    at, index = step * 0.5, np.empty(target, dtype=np.int64)
+    at, index = step * 0.5, np.empty(target, dtype=np.int32)
     for i in range(target):
         index[i] = min(int(at), source - 1)
         at += step
@@ -154,5 +162,7 @@ def _fixed(values: Values) -> NDArray[np.int32]:
 
 def _packed(first: NDArray[np.int64], weight: NDArray[np.int32], source: int) -> Taps:
     used = max(1, int(np.flatnonzero(weight.any(axis=0)).max(initial=0)) + 1)
-    index = np.minimum(first[:, None] + np.arange(used), source - 1)
-    return Taps(index, weight[:, :used])
+    begin = np.minimum(first, source - used)
+    place = np.arange(used) - (first - begin)[:, None]
+    moved = np.where(place < 0, 0, np.take_along_axis(weight, np.maximum(place, 0), axis=1))
+    return Taps(begin.astype(np.int32), np.ascontiguousarray(moved, dtype=np.int32))

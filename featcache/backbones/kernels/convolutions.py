@@ -11,10 +11,11 @@ from featcache.backbones import winograd
 from featcache.backbones.fused import FusedConvolution, added
 from featcache.backbones.kernels.library import library
 
-SOURCES = ("winograd.c", "direct.c", "pool.c", "facts.c")
+SOURCES = ("winograd.c", "direct.c", "pointwise.c", "pool.c", "facts.c")
 STEP = 16  # channels come by so many: the widest vector
 LEAST_OUT = 32  # channels: with 16 of 64 columns of a product in use oneDNN's plain sum was faster
 FEW = 16  # channels in, of fewer the lines of a window are one sum
+PIXELS = 96  # of a 1 x 1 convolution at a time
 PLACES = winograd.IN**2
 GAP = 80  # as in winograd.c
 BLOCK = 1 << 20  # bytes of the tiles of a block and their products: what a core's own cache holds
@@ -41,6 +42,12 @@ _DIRECT_NUMBERS = (
 )  # fmt: skip
 
 
+_POINTWISE_POINTERS = ("maps", "packed", "bias", "addend", "result", "chosen", "products")
+_POINTWISE_NUMBERS = (
+    "images", "height", "width", "channels", "out", "padded", "down", "across", "stride", "block", "relu",
+)  # fmt: skip
+
+
 class _Call(ctypes.Structure):
     """`struct call` of winograd.c."""
 
@@ -52,6 +59,14 @@ class _Direct(ctypes.Structure):
 
     _fields_ = [(name, ctypes.c_void_p) for name in _DIRECT_POINTERS] + [
         (name, ctypes.c_long) for name in _DIRECT_NUMBERS
+    ]
+
+
+class _Pointwise(ctypes.Structure):
+    """`struct pointwise` of pointwise.c."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in _POINTWISE_POINTERS] + [
+        (name, ctypes.c_long) for name in _POINTWISE_NUMBERS
     ]
 
 
@@ -70,9 +85,9 @@ class NativeConvolution(nn.Module):
     Its tensors are no parameters: what casts or moves a network leaves them as they are.
 
     Args:
-        conv: one that is taken here (`can_transform`, `has_few_channels`).
+        conv: one that is taken here (see `native`).
         relu: whether to cut off what is negative.
-        dtype: of the maps that come and go, torch.float32 or torch.bfloat16; sums are float32.
+        dtype: of the maps that come and go, torch.float32 or torch.bfloat16; products are summed in float32.
     """
 
     def __init__(self, conv: nn.Conv2d | FusedConvolution, relu: bool, dtype: torch.dtype) -> None:
@@ -83,17 +98,26 @@ class NativeConvolution(nn.Module):
         self.bias = torch.zeros(self.out) if bias is None else bias.detach().float().clone()
         self.padding = tuple(int(side) for side in conv.padding)
 
-    def forward(self, x: Tensor, addend: Tensor | None = None) -> Tensor:
-        """Return the map (B, K, H', W') of x (B, C, H, W), channels_last; `addend` has its shape."""
-        images = x.permute(0, 2, 3, 1).contiguous()
+    def forward(self, input: Tensor, addend: Tensor | None = None) -> Tensor:  # torch's own name
+        """Return the map (B, K, H', W') of maps (B, C, H, W), channels_last.
+
+        An addend of another shape or dtype is added as torch does.
+
+        Raises:
+            TypeError: the maps are of another dtype, or not in memory.
+        """
+        if input.dtype != self.dtype or input.device.type != "cpu":
+            raise TypeError(f"maps must be {self.dtype} on the CPU, not {input.dtype} on {input.device.type}")
+        images = input.permute(0, 2, 3, 1).contiguous()
         height, width = self.sides(images)
-        fits = addend is not None and addend.shape == (len(x), self.out, height, width)
+        shape = (len(input), self.out, height, width)
+        fits = addend is not None and addend.shape == shape and addend.dtype == self.dtype
         plus = addend.permute(0, 2, 3, 1).contiguous() if addend is not None and fits else None
         maps = self.convolved(images, height, width, plus, self.relu and (addend is None or fits))
         maps = maps.permute(0, 3, 1, 2)
         if addend is None or fits:
             return maps
-        maps = added(maps, addend)  # of another shape, to be spread
+        maps = added(maps, addend) if addend.dtype == self.dtype else maps + addend
         return maps.relu_() if self.relu else maps
 
     def sides(self, images: Tensor) -> tuple[int, int]:
@@ -187,6 +211,35 @@ class DirectKernel(NativeConvolution):
         return result
 
 
+class PointwiseKernel(NativeConvolution):
+    """A 1 x 1 convolution by pointwise.c."""
+
+    def __init__(self, conv: nn.Conv2d | FusedConvolution, relu: bool, dtype: torch.dtype) -> None:
+        super().__init__(conv, relu, dtype)
+        self.stride = int(conv.stride[0])
+        weight = conv.weight.detach().float()[:, :, 0, 0].T
+        self.packed, self.padded = packed(weight[None], self.kernels, dtype)
+        self.panel = int(self.kernels.panel())
+
+    def sides(self, images: Tensor) -> tuple[int, int]:
+        """See `NativeConvolution`."""
+        height, width = ((side - 1) // self.stride + 1 for side in images.shape[1:3])
+        return height, width
+
+    def convolved(self, images: Tensor, height: int, width: int, addend: Tensor | None, relu: bool) -> Tensor:
+        """See `NativeConvolution`."""
+        count, high, wide, channels = images.shape
+        result = images.new_empty(count, height, width, self.out)
+        chosen = images.new_empty(PIXELS * channels if self.stride > 1 else 0)
+        products = torch.empty(PIXELS * self.panel)
+        call = _Pointwise(
+            *_addresses(images, self.packed, self.bias, addend, result, chosen, products),
+            *(count, high, wide, channels, self.out, self.padded, height, width, self.stride, PIXELS, relu),
+        )
+        self.kernels.convolve_pixels(ctypes.byref(call))
+        return result
+
+
 def _addresses(*tensors: Tensor | None) -> list[int | None]:
     return [None if tensor is None else tensor.data_ptr() for tensor in tensors]
 
@@ -211,10 +264,21 @@ def can_transform(conv: nn.Conv2d | FusedConvolution) -> bool:
 def has_few_channels(conv: nn.Conv2d | FusedConvolution) -> bool:
     """Return whether `DirectKernel` takes a convolution."""
     out, channels = conv.weight.shape[:2]
+    return _is_plain(conv) and channels < FEW and out % STEP == 0
+
+
+def is_pointwise(conv: nn.Conv2d | FusedConvolution) -> bool:
+    """Return whether `PointwiseKernel` takes a convolution."""
+    out, channels, *window = conv.weight.shape
+    alone = window == [1, 1] and tuple(conv.padding) == (0, 0)
+    return _is_plain(conv) and alone and out >= LEAST_OUT and not out % STEP and not channels % STEP
+
+
+def _is_plain(conv: nn.Conv2d | FusedConvolution) -> bool:
+    """Return whether a convolution is dense, goes alike down and across, and has zeros around its images."""
     known = type(conv) in (nn.Conv2d, FusedConvolution) and isinstance(conv.padding, tuple)
     zeros = getattr(conv, "padding_mode", "zeros") == "zeros"
-    plain = conv.groups == 1 and len(set(conv.stride)) == 1 and set(conv.dilation) == {1}
-    return known and zeros and plain and channels < FEW and out % STEP == 0
+    return known and zeros and conv.groups == 1 and len(set(conv.stride)) == 1 and set(conv.dilation) == {1}
 
 
 def native(conv: nn.Module, dtype: torch.dtype) -> NativeConvolution | None:
@@ -224,4 +288,6 @@ def native(conv: nn.Module, dtype: torch.dtype) -> NativeConvolution | None:
     relu = isinstance(conv, FusedConvolution)
     if can_transform(conv):
         return WinogradKernel(conv, relu, dtype)
+    if is_pointwise(conv):
+        return PointwiseKernel(conv, relu, dtype)
     return DirectKernel(conv, relu, dtype) if has_few_channels(conv) else None

@@ -1,6 +1,7 @@
 /* Convolutions that read few channels, as a network's first does: a line of a window lies in memory as it is, and
    the sum goes over the window's lines; with bias and ReLU while a line of the result is in the cache. Libraries
-   are slow here: three channels fill no vector. */
+   are slow here: three channels fill no vector. With bfloat16 a line of an odd length takes one value more, times
+   zero: a pixel that is not finite is then seen from one window farther. */
 #include <string.h>
 
 #include "product.h"

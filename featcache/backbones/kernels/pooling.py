@@ -25,12 +25,12 @@ class PoolingKernel(nn.Module):
             _places(each)[0] for each in (pool.kernel_size, pool.stride, pool.padding)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the pooled map (B, C, H', W') of x (B, C, H, W), channels_last."""
-        if x.dim() != 4 or x.shape[1] % STEP or x.dtype != self.dtype:
-            pooled: Tensor = self.plain(x)
+    def forward(self, input: Tensor) -> Tensor:  # its name in torch's own module, too
+        """Return the pooled map (B, C, H', W') of maps (B, C, H, W), channels_last."""
+        if input.dim() != 4 or input.shape[1] % STEP or input.dtype != self.dtype:
+            pooled: Tensor = self.plain(input)
             return pooled
-        maps = x.permute(0, 2, 3, 1).contiguous()
+        maps = input.permute(0, 2, 3, 1).contiguous()
         count, high, wide, channels = maps.shape
         down, across = self._side(high), self._side(wide)
         result = maps.new_empty(count, down, across, channels)
@@ -83,7 +83,7 @@ def _before(body: fx.GraphModule, node: fx.Node, calls: list[str]) -> WinogradKe
         return None
     kernel = body.get_submodule(str(source.target))
     alone = calls.count(str(source.target)) == 1 and len(source.args) == 1
-    return kernel if isinstance(kernel, WinogradKernel) and alone else None
+    return kernel if isinstance(kernel, WinogradKernel) and alone and not kernel.pool else None
 
 
 def can_pool(pool: nn.MaxPool2d) -> bool:
@@ -100,4 +100,4 @@ def _quarters(pool: nn.MaxPool2d) -> bool:
 
 
 def _places(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (size, size) if isinstance(size, int) else (size[0], size[-1])

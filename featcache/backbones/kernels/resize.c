@@ -31,11 +31,12 @@ static inline __attribute__((always_inline)) void mix(const int32_t *weight, lon
     }
 }
 
-/* Lines of `length` bytes, `step` apart: line `to` is the sum of `taps` lines from `first` on. */
-static void down(const struct pass *pass, const uint8_t *from, long step, long length, uint8_t *to, long next) {
+/* Lines of `length` bytes, `step` apart, of which the first is number `top`: line `to` is the sum of `taps` lines
+   from `first` on. */
+static void down(const struct pass *pass, long top, const uint8_t *from, long step, long length, uint8_t *to, long next) {
     for (long y = 0; y < pass->size; y++, to += next) {
         const int32_t *weight = pass->weight + y * pass->taps;
-        const uint8_t *lines = from + pass->first[y] * step;
+        const uint8_t *lines = from + (pass->first[y] - top) * step;
         long x = 0;
         for (; x + LINES <= length; x += LINES) mix(weight, pass->taps, lines + x, step, to + x);
         for (; x < length; x++) {
@@ -120,11 +121,11 @@ void resize(const uint8_t *image, long width, const struct pass *d, const struct
             long next, uint8_t *middle, bytes *room) {
     long step = width * CHANNELS, narrow = a->size * CHANNELS;
     if (down_first) {
-        down(d, image, step, step, middle, step);
+        down(d, 0, image, step, step, middle, step);
         across(a, middle, d->size, step, to, next, room);
         return;
     }
     long top = d->first[0], bottom = d->first[d->size - 1] + d->taps; /* only these lines count */
     across(a, image + top * step, bottom - top, step, middle, narrow, room);
-    down(d, middle - top * narrow, narrow, narrow, to, next);
+    down(d, top, middle, narrow, narrow, to, next);
 }

@@ -1,7 +1,7 @@
 /* Vectors of float as wide as the processor has them, in the extension that GCC and Clang share.
 
-   A map's pixels are float, or with -DBF16 bfloat16 (half the memory to move): read as float, rounded once
-   when they are written. Products then take pairs of bfloat16 and add in float. */
+   A map's pixels are float, or with -DBF16 bfloat16 (half the memory to move): read as float, and rounded when
+   they are written. Products then take pairs of bfloat16 and add in float. */
 #ifndef VECTORS_H
 #define VECTORS_H
 

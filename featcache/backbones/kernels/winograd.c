@@ -3,7 +3,7 @@
    winograd.py says how it goes and why with these points: 0, ±√½, ±√2. Here tiles are transformed in registers,
    a block of them at a time, as many as a core's cache holds; bias, addend, ReLU and the largest of 2 x 2 pixels
    are had while a tile is transformed back. Maps are (images, height, width, channels), channels multiples
-   of 16. */
+   of 16. A value beyond 1e37 may become infinite on the way. */
 #include "product.h"
 
 enum { OUT = 4, IN = 6, PLACES = IN * IN };

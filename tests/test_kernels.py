@@ -20,15 +20,13 @@ from torch.nn import functional
 
 from featcache.backbones import fused, graph
 from featcache.backbones.fused import FusedConvolution
-from featcache.backbones.kernels import convolutions, library, pooling
-from featcache.backbones.kernels.convolutions import (
-    DirectKernel,
-    NativeConvolution,
-    PointwiseKernel,
-    WinogradKernel,
-    native,
-)
+from featcache.backbones.kernels import direct, library, pointwise, pooling, resizing, winograd
+from featcache.backbones.kernels.base import NativeConvolution, kernels
+from featcache.backbones.kernels.convolutions import native
+from featcache.backbones.kernels.direct import DirectKernel
+from featcache.backbones.kernels.pointwise import PointwiseKernel
 from featcache.backbones.kernels.pooling import PoolingKernel, can_pool, replace_pooling
+from featcache.backbones.kernels.winograd import WinogradKernel
 from featcache.backbones.runtimes.catalogue import RUNTIMES
 from featcache.backbones.runtimes.check import disagreement
 from featcache.backbones.winograd import replace_convolutions
@@ -97,7 +95,7 @@ def test_winograd_is_the_convolution(
     kernel.pool = pools
     wanted = functional.max_pool2d(wanted, 2) if pools else wanted
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(convolutions, "BLOCK", block)
+        patch.setattr(winograd, "BLOCK", block)
         got = kernel(x, addend)
     close(got, wanted, dtype, plain.std() if plain.numel() > 1 else plain.abs().max())
     assert got.is_contiguous(memory_format=torch.channels_last)
@@ -315,8 +313,8 @@ def test_which_poolings_a_convolution_does() -> None:
     fused.fuse(body)
     assert replace_convolutions(body, lambda conv: native(conv, torch.float32)) == 4
     assert replace_pooling(body, torch.float32) == 5
-    kernels = [module for module in body.modules() if isinstance(module, WinogradKernel)]
-    assert sum(kernel.pool for kernel in kernels) == 1
+    taken = [module for module in body.modules() if isinstance(module, WinogradKernel)]
+    assert sum(kernel.pool for kernel in taken) == 1
     assert sum(isinstance(module, PoolingKernel) for module in body.modules()) == 4
     close(body(x), wanted, torch.float32)
 
@@ -363,12 +361,12 @@ def afresh() -> Iterator[None]:
 def test_processors_with_narrower_vectors(
     processor: str, afresh: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    widest = int(convolutions.kernels(torch.float32).panel())
+    widest = int(kernels(torch.float32).panel())
     library._loaded.clear()
     flags = [f"-march={processor}" if flag == "-march=native" else flag for flag in library.FLAGS]
     monkeypatch.setattr(library, "FLAGS", tuple(flags))
-    assert int(convolutions.kernels(torch.float32).panel()) <= widest
-    assert int(convolutions.kernels(torch.float32).panel()) == {"x86-64": 8, "x86-64-v3": 16}[processor]
+    assert int(kernels(torch.float32).panel()) <= widest
+    assert int(kernels(torch.float32).panel()) == {"x86-64": 8, "x86-64-v3": 16}[processor]
     for channels in (48, 3):
         conv, x = convolution(channels, 48), maps(3, channels, 13, 10)
         kernel = native(FusedConvolution(conv), torch.float32)
@@ -377,7 +375,7 @@ def test_processors_with_narrower_vectors(
     x = maps(1, 32, 9, 9)
     assert torch.equal(PoolingKernel(nn.MaxPool2d(3, 2), torch.float32)(x), functional.max_pool2d(x, 3, 2))
     with pytest.raises(BackboneError, match="no instructions for bfloat16"):
-        convolutions.kernels(torch.bfloat16)
+        kernels(torch.bfloat16)
 
 
 def test_a_folder_that_cannot_be_written(
@@ -385,7 +383,7 @@ def test_a_folder_that_cannot_be_written(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "none"))
     with pytest.raises(BackboneError, match="cannot be loaded"):
-        convolutions.kernels(torch.float32)
+        kernels(torch.float32)
 
 
 def test_a_compiler_of_another_language_is_told_what_it_reads(
@@ -395,7 +393,7 @@ def test_a_compiler_of_another_language_is_told_what_it_reads(
     if shutil.which("g++") is None:
         pytest.skip("no g++")
     monkeypatch.setenv("CC", "g++ -ffast-math")
-    assert convolutions.kernels(torch.float32).panel() > 0
+    assert kernels(torch.float32).panel() > 0
     assert float(torch.tensor(1e-40) * 1.0) > 0
 
 
@@ -415,9 +413,9 @@ def test_who_is_forked_while_another_thread_compiles_does_not_wait() -> None:
 
 
 def test_a_library_is_compiled_once(afresh: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = convolutions.kernels(torch.float32)
+    first = kernels(torch.float32)
     monkeypatch.setattr(library, "compiler", lambda: pytest.fail("again"))
-    assert convolutions.kernels(torch.float32) is first
+    assert kernels(torch.float32) is first
 
 
 def compiler_that(folder: Path, does: str) -> str:
@@ -447,7 +445,7 @@ def test_compilers_that_are_missing_or_fail(
 ) -> None:
     monkeypatch.setenv("CC", made(tmp_path))
     with pytest.raises(BackboneError, match=why):
-        convolutions.kernels(torch.float32)
+        kernels(torch.float32)
     absent = RUNTIMES["native"].absent("cpu", "fp32")
     assert absent == "" if library.compiler() else "no C compiler" in absent
 
@@ -458,7 +456,7 @@ def test_a_compiler_may_be_named_with_flags(
     (command,) = library.compiler()
     monkeypatch.setenv("CC", f"{command} -DNOTHING=1")
     assert library.compiler() == [command, "-DNOTHING=1"]
-    assert convolutions.kernels(torch.float32).panel() > 0
+    assert kernels(torch.float32).panel() > 0
 
 
 def test_where_the_kernels_are_absent(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,9 +475,10 @@ def test_the_structures_are_those_of_the_sources() -> None:
 
     folder = Path(library.__file__).parent
     for source, name, structure in (
-        ("winograd.c", "call", convolutions._Call),
-        ("direct.c", "direct", convolutions._Direct),
-        ("resize.c", "pass", __import__("featcache.backbones.kernels.resizing", fromlist=["_Pass"])._Pass),
+        ("winograd.c", "call", winograd._Call),
+        ("direct.c", "direct", direct._Direct),
+        ("resize.c", "pass", resizing._Pass),
+        ("pointwise.c", "pointwise", pointwise._Pointwise),
     ):
         body = re.search(rf"struct {name} \{{(.*?)\n\}};", (folder / source).read_text(), re.DOTALL)
         assert body is not None
@@ -488,5 +487,5 @@ def test_the_structures_are_those_of_the_sources() -> None:
         assert [field.split()[-1].strip("*") for field in fields] == [
             field[0] for field in structure._fields_
         ]
-    assert pooling.STEP == 16 and convolutions.GAP == 80
+    assert pooling.STEP == 16 and winograd.GAP == 80
     assert "enum { GAP = 80 };" in (folder / "winograd.c").read_text()

@@ -6,7 +6,7 @@
 
 #include "product.h"
 
-/* What a convolution reads and writes; the same as `_Direct` in convolutions.py. */
+/* What a convolution reads and writes; the same as `_Direct` in direct.py. */
 struct direct {
     const pixel *maps;   /* (images, height, width, channels) */
     const pixel *packed; /* (high * each, padded) as product.h has it: `each` are wide * channels, filled up */

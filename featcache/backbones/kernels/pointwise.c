@@ -3,7 +3,7 @@
 
 #include "product.h"
 
-/* What a convolution reads and writes; the same as `_Pointwise` in convolutions.py. */
+/* What a convolution reads and writes; the same as `_Pointwise` in pointwise.py. */
 struct pointwise {
     const pixel *maps;   /* (images, height, width, channels) */
     const pixel *packed; /* (channels, padded) as product.h has it */

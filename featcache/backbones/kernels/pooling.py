@@ -7,7 +7,8 @@ import ctypes
 import torch
 from torch import Tensor, fx, nn
 
-from featcache.backbones.kernels.convolutions import STEP, WinogradKernel, kernels
+from featcache.backbones.kernels.base import STEP, kernels
+from featcache.backbones.kernels.winograd import WinogradKernel
 
 
 class PoolingKernel(nn.Module):

@@ -1,6 +1,6 @@
 /* 3 x 3 convolutions with a quarter of the multiplications: Winograd's F(4 x 4, 3 x 3).
 
-   winograd.py says how it goes and why with these points: 0, ±√½, ±√2. Here tiles are transformed in registers,
+   backbones/winograd.py says how it goes and why with these points: 0, ±√½, ±√2. Here tiles are transformed in registers,
    a block of them at a time, as many as a core's cache holds; bias, addend, ReLU and the largest of 2 x 2 pixels
    are had while a tile is transformed back. Maps are (images, height, width, channels), channels multiples
    of 16. A value beyond 1e37 may become infinite on the way. */
@@ -9,7 +9,7 @@
 enum { OUT = 4, IN = 6, PLACES = IN * IN };
 static const float A = 0.70710678118654752440f, B = 1.41421356237309504880f;
 
-/* What a convolution reads and writes; the same as `_Call` in convolutions.py. */
+/* What a convolution reads and writes; the same as `_Call` in winograd.py. */
 struct call {
     const pixel *maps;   /* (images, height, width, channels) */
     const pixel *packed; /* 36 times (channels, width) as product.h has it */

@@ -38,9 +38,7 @@ class NativeBody(Body):
     def helps(work: Work) -> bool:
         """Return whether there is a convolution that a kernel takes."""
         modules = [module for module in work.cast.modules() if isinstance(module, nn.Conv2d)]
-        return any(
-            convolutions.can_transform(each) or convolutions.has_few_channels(each) for each in modules
-        )
+        return any(convolutions.is_taken(each) for each in modules)
 
     def __init__(self, work: Work) -> None:
         self.dtype = work.dtype

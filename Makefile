@@ -22,7 +22,8 @@ demo: $(READY) ## extract → train heads → table, offline, under a minute
 BESIDE := tests/faults tests/test_finetuning.py tests/test_studies.py tests/test_report.py tests/test_report_cli.py \
 	tests/test_report_browser.py tests/test_views.py tests/test_views_drawn.py tests/test_extraction.py \
 	tests/test_growing.py tests/test_growing_chance.py tests/test_live.py tests/test_mirror.py tests/test_mirror_faults.py \
-	tests/test_ray.py tests/test_several.py tests/test_remote_extraction.py tests/test_remote_images.py tests/test_tutorial.py
+	tests/test_ray.py tests/test_several.py tests/test_remote_extraction.py tests/test_remote_images.py tests/test_tutorial.py \
+	tests/test_kernels.py tests/test_resizing.py
 test: $(READY) ## all tests, under ten minutes on two cores
 	@beside=$$(mktemp); $(BIN)/python -m pytest $(BESIDE) > $$beside 2>&1 & pid=$$!; \
 	$(BIN)/python -m pytest $(BESIDE:%=--ignore=%); code=$$?; \

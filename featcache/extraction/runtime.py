@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from featcache.backbones.devices import device_facts
+from featcache.backbones.heap import give_freed_memory_back
 from featcache.backbones.preprocess import Normalise, fit
 from featcache.backbones.runtime import Extractor
 from featcache.backbones.runtimes.catalogue import RUNTIMES
@@ -73,6 +74,7 @@ def take_runtime(
         _fastest(job, extractor, settings, images, notify, remember)
     elif asked != "torch":
         _exactly(job, extractor, asked)
+    give_freed_memory_back()  # trials hold the maps of a whole sample: VGG16's are 400 MB
     if before not in (None, extractor.runtime):
         notify(
             f"{cache} was begun with {before}; the rest is made with {extractor.runtime}: "

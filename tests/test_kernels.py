@@ -27,7 +27,7 @@ from featcache.backbones.kernels.direct import DirectKernel
 from featcache.backbones.kernels.pointwise import PointwiseKernel
 from featcache.backbones.kernels.pooling import PoolingKernel, can_pool, replace_pooling
 from featcache.backbones.kernels.winograd import WinogradKernel
-from featcache.backbones.runtimes.catalogue import RUNTIMES
+from featcache.backbones.runtimes.catalogue import RUNTIMES, make
 from featcache.backbones.runtimes.check import disagreement
 from featcache.backbones.winograd import replace_convolutions
 from featcache.errors import BackboneError
@@ -376,6 +376,17 @@ def test_processors_with_narrower_vectors(
     assert torch.equal(PoolingKernel(nn.MaxPool2d(3, 2), torch.float32)(x), functional.max_pool2d(x, 3, 2))
     with pytest.raises(BackboneError, match="no instructions for bfloat16"):
         kernels(torch.bfloat16)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
+def test_the_runtime_says_in_one_sentence_what_the_compiler_says(
+    afresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CC", compiler_that(tmp_path, "echo 'x.c:1:2: error: odd' >&2; exit 1"))
+    with pytest.raises(
+        BackboneError, match=r"native cannot run this backbone: .*cc does not compile .*: odd\. Use "
+    ):
+        make("native", kit.work("squeezenet1_1"))
 
 
 def test_a_folder_that_cannot_be_written(

@@ -44,7 +44,7 @@ def make(name: str, work: Work) -> Body:
 
 def cannot_run(name: str, error: Exception) -> BackboneError:
     """Return the error for a runtime that fails with a network."""
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
     return BackboneError(
         f"The runtime {name} cannot run this backbone: {reason}.", "Use --runtime torch or auto."
     )

@@ -65,7 +65,7 @@ def close(got: Tensor, wanted: Tensor, dtype: torch.dtype, scale: Tensor | None 
 # -- convolutions -----------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)  # compiles at first
+@settings(deadline=None, max_examples=60)  # compiles at first
 @given(
     count=st.integers(1, 4),
     height=st.integers(1, 21),
@@ -101,7 +101,7 @@ def test_winograd_is_the_convolution(
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-@settings(deadline=None)  # compiles at first
+@settings(deadline=None, max_examples=60)  # compiles at first
 @given(
     count=st.integers(1, 3),
     sides=st.tuples(st.integers(1, 20), st.integers(1, 20)),
@@ -148,7 +148,7 @@ def test_it_rounds_about_as_torch_does(channels: int, out: int, size: int, dtype
     assert ours < (4 if dtype == torch.float32 else 8) * torchs < 0.02 * wanted.std()
 
 
-@settings(deadline=None)  # compiles at first
+@settings(deadline=None, max_examples=60)  # compiles at first
 @given(
     count=st.integers(1, 3),
     sides=st.tuples(st.integers(1, 20), st.integers(1, 20)),
@@ -251,7 +251,7 @@ def test_which_convolutions_are_taken() -> None:
 # -- pooling ----------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None)  # compiles at first
+@settings(deadline=None, max_examples=60)  # compiles at first
 @given(
     count=st.integers(1, 3),
     height=st.integers(1, 15),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,9 @@ class NativeConvolution(nn.Module):
         dtype: of the maps that come and go, torch.float32 or torch.bfloat16; products are summed in float32.
     """
 
+    adds: ClassVar[bool] = True
+    """Whether the kernel adds an addend of the map's own shape and dtype itself."""
+
     def __init__(self, conv: nn.Conv2d | FusedConvolution, relu: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.kernels, self.dtype, self.relu = kernels(dtype), dtype, relu
@@ -63,7 +67,7 @@ class NativeConvolution(nn.Module):
         images = input.permute(0, 2, 3, 1).contiguous()
         height, width = self.sides(images)
         shape = (len(input), self.out, height, width)
-        fits = addend is not None and addend.shape == shape and addend.dtype == self.dtype
+        fits = self.adds and addend is not None and addend.shape == shape and addend.dtype == self.dtype
         plus = addend.permute(0, 2, 3, 1).contiguous() if addend is not None and fits else None
         maps = self.convolved(images, height, width, plus, self.relu and (addend is None or fits))
         maps = maps.permute(0, 3, 1, 2)

@@ -11,19 +11,23 @@ from featcache.backbones.kernels.direct import DirectKernel, has_few_channels
 from featcache.backbones.kernels.pointwise import PointwiseKernel, is_pointwise
 from featcache.backbones.kernels.winograd import WinogradKernel, can_transform
 
+Kind = type[WinogradKernel] | type[PointwiseKernel] | type[DirectKernel]
 
-def is_taken(conv: nn.Conv2d | FusedConvolution) -> bool:
-    """Return whether a kernel takes a convolution."""
-    return can_transform(conv) or is_pointwise(conv) or has_few_channels(conv)
+
+def kind_of(conv: nn.Module) -> Kind | None:
+    """Return the kernel that takes a layer, None where there is none."""
+    if not isinstance(conv, nn.Conv2d | FusedConvolution):
+        return None
+    if can_transform(conv):
+        return WinogradKernel
+    if is_pointwise(conv):
+        return PointwiseKernel
+    return DirectKernel if has_few_channels(conv) else None
 
 
 def native(conv: nn.Module, dtype: torch.dtype) -> NativeConvolution | None:
     """Return a convolution as one of these, or None where it is not taken."""
-    if not isinstance(conv, nn.Conv2d | FusedConvolution):
+    kind = kind_of(conv)
+    if kind is None or not isinstance(conv, nn.Conv2d | FusedConvolution):
         return None
-    relu = isinstance(conv, FusedConvolution)
-    if can_transform(conv):
-        return WinogradKernel(conv, relu, dtype)
-    if is_pointwise(conv):
-        return PointwiseKernel(conv, relu, dtype)
-    return DirectKernel(conv, relu, dtype) if has_few_channels(conv) else None
+    return kind(conv, isinstance(conv, FusedConvolution), dtype)

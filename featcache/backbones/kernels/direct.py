@@ -35,6 +35,8 @@ class _Direct(ctypes.Structure):
 class DirectKernel(NativeConvolution):
     """A convolution of few channels by direct.c."""
 
+    adds = False  # no network has a shortcut past its first layer
+
     def __init__(self, conv: nn.Conv2d | FusedConvolution, relu: bool, dtype: torch.dtype) -> None:
         super().__init__(conv, relu, dtype)
         weight = conv.weight.detach().float()
@@ -60,12 +62,9 @@ class DirectKernel(NativeConvolution):
         call = _Direct(
             *addresses(images, self.packed, self.bias, result, framed, products),
             *(count, high, wide, channels, self.out, self.padded, *self.window, self.each),
-            *(height, width, above, left, self.stride, relu and addend is None),
+            *(height, width, above, left, self.stride, relu),
         )
         self.kernels.convolve_directly(ctypes.byref(call))
-        if addend is not None:
-            result.add_(addend)
-            return result.relu_() if relu else result
         return result
 
 

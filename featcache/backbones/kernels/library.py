@@ -39,7 +39,12 @@ if hasattr(os, "register_at_fork"):  # who is forked while another thread compil
 
 
 def compiler() -> list[str]:
-    """Return the command of the C compiler: $CC, or the first of cc, gcc and clang; nothing without one."""
+    """Return the command of the C compiler: $CC, or the first of cc, gcc and clang; nothing without one.
+
+    On Windows, where libraries are made otherwise, none is looked for.
+    """
+    if sys.platform == "win32":
+        return []
     try:
         named = shlex.split(os.environ.get("CC", ""))
     except ValueError:  # a quote without its other half
@@ -116,8 +121,3 @@ def _run(command: list[str], code: str) -> str:
         return ""
     lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
     return lines[0].rpartition("error: ")[2][:200] if lines else f"it ends with {done.returncode}"
-
-
-def supported() -> bool:
-    """Return whether a compiler is to be looked for at all: on Windows libraries are made otherwise."""
-    return sys.platform != "win32"

@@ -1,14 +1,14 @@
-"""Kernels of our own in C: Winograd's convolutions and first layers, the rest by torch."""
+"""Kernels of our own in C for 3 x 3, 1 x 1 and first convolutions and for poolings; the rest by torch."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from featcache.backbones import fused, graph
 from featcache.backbones.devices import cpu_capabilities
 from featcache.backbones.kernels import convolutions, pooling
-from featcache.backbones.kernels.library import compiler, supported
+from featcache.backbones.kernels.library import compiler
 from featcache.backbones.runtimes.base import Body, Work, in_chunks
 from featcache.backbones.winograd import replace_convolutions
 
@@ -28,7 +28,7 @@ class NativeBody(Body):
             return f"it is for the CPU, not for {device}"
         if precision not in ("fp32", "bf16"):
             return f"it computes in fp32 and bf16, not in {precision}"
-        if not supported() or not compiler():
+        if not compiler():
             return "there is no C compiler (cc, gcc or clang, or what $CC names)"
         if precision == "bf16" and not cpu_capabilities().get("avx512_bf16"):
             return "this processor has no AVX-512 instructions for bfloat16"
@@ -37,8 +37,7 @@ class NativeBody(Body):
     @staticmethod
     def helps(work: Work) -> bool:
         """Return whether there is a convolution that a kernel takes."""
-        modules = [module for module in work.cast.modules() if isinstance(module, nn.Conv2d)]
-        return any(convolutions.is_taken(each) for each in modules)
+        return any(convolutions.kind_of(module) for module in work.cast.modules())
 
     def __init__(self, work: Work) -> None:
         self.dtype = work.dtype

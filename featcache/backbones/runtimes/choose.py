@@ -22,7 +22,7 @@ from featcache.errors import BackboneError
 
 # Seconds of work from which an unknown runtime is tried: its set-up and trial are then a small part of it,
 # even should it turn out no faster. torch.compile took 30 s for ResNet-18, the others are ready in seconds.
-WORTH_TRYING = {"native": 30.0, "winograd": 30.0, "openvino": 30.0, "compile": 1200.0}
+WORTH_TRYING = {"native": 20.0, "winograd": 30.0, "openvino": 30.0, "compile": 1200.0}
 WORTH_TAKING = 1.03  # times as fast as eager: less is noise
 SECONDS = 1.0  # of timing a runtime, at least
 
